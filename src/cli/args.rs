@@ -1,0 +1,92 @@
+//! The arguments.
+
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Safety weights for text corpora in a data lake, by push-pull optimal transport.
+#[derive(Debug, Parser)]
+#[command(name = "pushpull", version, about, arg_required_else_help = true)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    pub(super) command: Command,
+    /// Print one JSON object to standard output.
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// Threads for computing [default: every core]. No result depends on it.
+    #[arg(long, global = true, value_parser = at_least_one)]
+    pub(super) threads: Option<usize>,
+    /// Say more on standard error (twice: everything). RUST_LOG is obeyed as well.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(super) verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Fit if there is no model, weigh what is new or changed, commit. Safe to repeat.
+    Run(JobArguments),
+    /// Learn the potentials only.
+    Fit(JobArguments),
+    /// Apply the current model to what is new or changed, commit.
+    Weigh(JobArguments),
+    /// Show what a run would do; write nothing.
+    Plan(JobArguments),
+    /// Query corpus and weights: tables `corpus`, `references`, `shards`, `runs`, `models`.
+    Sql {
+        #[command(flatten)]
+        of: JobArguments,
+        /// The query.
+        #[arg(conflicts_with = "file", required_unless_present = "file")]
+        query: Option<String>,
+        /// A file with the query.
+        #[arg(short, long)]
+        file: Option<PathBuf>,
+        /// How rows are printed; json is one object a line.
+        #[arg(long, value_enum, default_value_t = Format::Table)]
+        format: Format,
+    },
+    /// Make a static embedder (model2vec layout) from a sentence-transformers folder of the BERT family, on a CPU.
+    Distill {
+        /// Folder or URL of the sentence-transformers model.
+        #[arg(long)]
+        from: String,
+        /// Folder or URL to write.
+        #[arg(long)]
+        to: String,
+        /// Dimensions of the vectors.
+        #[arg(long, default_value_t = crate::embed::DEFAULT_DISTILL_DIMS)]
+        dims: usize,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct JobArguments {
+    /// The job file (TOML).
+    #[arg(value_name = "JOB.toml")]
+    pub(super) job: String,
+    /// Override a value of the job file, as in `--set transport.push=0.5`. Can be repeated.
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub(super) set: Vec<String>,
+    /// Memory for decoded rows and reads ahead [default: 2GiB].
+    #[arg(long, value_name = "SIZE")]
+    pub(super) memory: Option<ByteSize>,
+    /// Most rows computed on at once [default: 4096]. No result depends on it.
+    #[arg(long, value_name = "ROWS", value_parser = at_least_one)]
+    pub(super) chunk_rows: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Format {
+    Table,
+    Csv,
+    Json,
+    Parquet,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".into()),
+        Ok(n) => Ok(n),
+        Err(e) => Err(format!("{e}")),
+    }
+}

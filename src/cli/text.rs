@@ -1,0 +1,112 @@
+//! Results in words.
+
+use crate::job::{Plan, RunReport, ShardState, WeighedRow};
+use bytesize::ByteSize;
+use std::fmt::Write;
+
+/// A run for a person: what happened, the rows at both ends, what to type next.
+pub(super) fn report(job: &str, report: &RunReport) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, text: String| {
+        let _ = writeln!(out, "{name:<10} {text}");
+    };
+    let counts = report.shards;
+    let mut rows = format!("{} rows", report.rows);
+    if report.rows_without_text > 0 {
+        let _ = write!(rows, " ({} without text, which have no weight)", report.rows_without_text);
+    }
+    line("corpus", rows);
+    let mut fates = format!("{} weighed, {} unchanged", counts.weighed, counts.unchanged);
+    for (n, fate) in [(counts.removed, "removed"), (counts.quarantined, "quarantined")] {
+        if n > 0 {
+            let _ = write!(fates, ", {n} {fate}");
+        }
+    }
+    line("shards", fates);
+    for bad in &report.quarantined {
+        line("", format!("quarantined: {}", bad.reason));
+    }
+    let state = if report.converged { "converged" } else { "NOT converged" };
+    let origin = if report.fitted { "fitted now" } else { "fitted before" };
+    line(
+        "model",
+        format!("{} ({origin}, {state}; residuals safe {:.1e}, harm {:.1e})", report.model, report.residuals.safe, report.residuals.harm),
+    );
+    if let Some(reason) = &report.why_not {
+        line("", reason.clone());
+    }
+    line("", format!("epsilon {:.4}, push {}, prior {:.4}, temperature {:.4}", report.epsilon, report.push, report.prior, report.tau));
+    line("weights", format!("mean {:.4}, effective sample size {:.1} %", report.mean_weight, 100.0 * report.ess));
+    let cost = report.transport_cost;
+    line(
+        "transport",
+        format!("to safe {:.4} -> {:.4}, to harm {:.4} -> {:.4}", cost.safe.before, cost.safe.after, cost.harm.before, cost.harm.after),
+    );
+    let seconds = report.seconds;
+    line(
+        "read",
+        format!("{} in {:.1} s (fit {:.1} s, weigh {:.1} s)", ByteSize(report.bytes_read), seconds.total, seconds.fit, seconds.weigh),
+    );
+    if let Some(version) = report.version {
+        line("table", format!("version {version}"));
+    }
+    rows_of(&mut out, "most weight", &report.most, |row| &row.safe_ref);
+    rows_of(&mut out, "least weight", &report.least, |row| &row.harm_ref);
+    let next =
+        if report.rows == 0 { format!("pushpull weigh {job}") } else { format!("pushpull sql {job} -f queries/best_80_percent.sql") };
+    let _ = writeln!(out, "\nnext\n  {next}");
+    if report.rows > 0 {
+        let _ = writeln!(out, "  pushpull sql {job} -f queries/most_down_weighted.sql");
+    }
+    out
+}
+
+fn rows_of(out: &mut String, title: &str, rows: &[WeighedRow], near: impl Fn(&WeighedRow) -> &String) {
+    if rows.is_empty() {
+        return;
+    }
+    let _ = writeln!(out, "\n{title}");
+    for row in rows {
+        let _ = writeln!(out, "  {:<8.3} {}:{}  near {}  {}", row.weight, row.shard, row.row, near(row), row.excerpt);
+    }
+}
+
+/// A plan for a person.
+pub(super) fn plan(plan: &Plan) -> String {
+    let mut out = String::new();
+    for shard in plan.shards.iter().filter(|shard| shard.state != ShardState::Unchanged) {
+        let what = match shard.state {
+            ShardState::New => "new",
+            ShardState::Changed => "changed",
+            ShardState::Unchanged => "unchanged",
+            ShardState::Gone => "gone",
+        };
+        let _ = writeln!(out, "{what:<10} {:>10}  {}", ByteSize(shard.bytes).to_string(), shard.shard);
+    }
+    let count = |state| plan.count(state);
+    let _ = writeln!(
+        out,
+        "shards     {} new, {} changed, {} unchanged, {} gone; {} other objects passed over",
+        count(ShardState::New),
+        count(ShardState::Changed),
+        count(ShardState::Unchanged),
+        count(ShardState::Gone),
+        plan.passed_over
+    );
+    let model = match &plan.model {
+        Some(model) => format!("{model} is used"),
+        None => "none for this job yet: a run fits one".to_owned(),
+    };
+    let _ = writeln!(out, "model      {model}");
+    let _ = writeln!(out, "to weigh   {} of shards, of which only the needed columns are read", ByteSize(plan.bytes_to_weigh));
+    out
+}
+
+/// What distilling wrote.
+pub(super) fn distilled(folder: &str, dims: usize, files: &[(String, usize)]) -> String {
+    let mut out = format!("{folder}: a static embedder of {dims} dimensions\n");
+    for (name, size) in files {
+        let _ = writeln!(out, "  {name:<20} {}", ByteSize(*size as u64));
+    }
+    out
+}

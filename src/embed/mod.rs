@@ -1,0 +1,85 @@
+//! Text in, unit vectors out: the encoders, the views of a row, and the Arrow columns they read.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `folder` | a model folder: which layout, which files, fingerprint |
+//! | `static_table` | the static encoder: a mean of token rows (model2vec layout, and the built-in table) |
+//! | `bert` | the transformer encoder (sentence-transformers layout) on `transformer` |
+//! | `tokens`, `wordpiece` | text to token ids: the library's ids, found faster |
+//! | `distill` | a static table made from a transformer |
+//! | `views` | several text columns to one vector a row |
+//! | `column` | Arrow arrays to texts or to ready-made vectors |
+//!
+//! Everything here is synchronous and does no IO: model files come in as bytes. Work is spread over rayon's *current* thread
+//! pool. A row's bits depend on its own text and the model only: not on its neighbours, on the size of the call or on the
+//! number of threads.
+
+mod bert;
+mod column;
+mod distill;
+mod folder;
+mod product;
+mod static_table;
+mod tensors;
+mod tokens;
+mod transformer;
+mod unit;
+mod views;
+mod wordpiece;
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use ndarray::Array2;
+
+use crate::error::Result;
+
+pub use column::{texts, vectors};
+pub use distill::{DEFAULT_DISTILL_DIMS, DEFAULT_FREQUENCY_SMOOTHING, DistillOptions, distill};
+pub use folder::{load, needed_file};
+pub use views::{RowVectors, embed_views};
+
+/// The files of a model folder: path inside the folder, with `/` between its parts, to content. [`needed_file`] says which
+/// paths are worth fetching.
+pub type ModelFiles = BTreeMap<String, Bytes>;
+
+/// Turns texts into unit vectors.
+pub trait Encoder: Send + Sync + Debug {
+    /// The length of every vector, at least 1.
+    fn dims(&self) -> usize;
+
+    /// Lower-case hex BLAKE3 of everything that determines the output: the encoder's own format version and the content of the
+    /// model files it reads. Two encoders with the same fingerprint give the same vectors.
+    fn fingerprint(&self) -> &str;
+
+    /// One row a text, in order, `texts.len()` × [`dims`](Encoder::dims): of unit length, or all zero where the text has no
+    /// token the model knows (an empty text, for example). Runs on rayon's current pool; the bits of a row depend on its text only.
+    ///
+    /// # Errors
+    /// [`Error::Model`](crate::error::Error::Model) where the tokenizer refuses a text or the model gives a number that is not finite.
+    fn encode(&self, texts: &[&str]) -> Result<Array2<f32>>;
+}
+
+/// Where the built-in table is said to be, in errors.
+const BUILTIN: &str = "builtin";
+
+/// The table shipped inside the crate: 30,522 WordPiece tokens × 256 dimensions, int8, distilled from all-MiniLM-L6-v2
+/// (Apache-2.0; `src/embed/builtin/README.md` has the derivation). It reads whole texts, however long. Parsed once a process and shared.
+///
+/// # Errors
+/// [`Error::Model`](crate::error::Error::Model) if the shipped files do not load, which would be a broken build.
+pub fn builtin() -> Result<Arc<dyn Encoder>> {
+    static SHARED: OnceLock<Arc<dyn Encoder>> = OnceLock::new();
+    if let Some(encoder) = SHARED.get() {
+        return Ok(Arc::clone(encoder));
+    }
+    let files = ModelFiles::from([
+        ("config.json".to_owned(), Bytes::from_static(include_bytes!("builtin/config.json"))),
+        ("model.safetensors".to_owned(), Bytes::from_static(include_bytes!("builtin/model.safetensors"))),
+        ("tokenizer.json".to_owned(), Bytes::from_static(include_bytes!("builtin/tokenizer.json"))),
+    ]);
+    let encoder = load(BUILTIN, &files)?;
+    Ok(Arc::clone(SHARED.get_or_init(|| encoder)))
+}

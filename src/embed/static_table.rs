@@ -1,0 +1,193 @@
+//! Token ids in, the mean of their table rows out: the static encoder, as the model2vec package computes it.
+//!
+//! For a text: its ids without special tokens, the unknown token dropped, `mean(row[mapping[id]] × token weight[id])`, scaled to
+//! unit length. What differs from model2vec 0.10, on purpose:
+//! * rows are always normalised, also where config.json says `"normalize": false`, because every cost here is a cosine;
+//! * sums are in f32 (model2vec sums f16 tables into f16), one token after the other, so all machines give the same bits.
+//!
+//! The same as there: `max_length` (tokens, 512 where config.json does not say, `null` for no limit) cuts a text first to
+//! `max_length` × the median token length characters and then to `max_length` tokens. The built-in table has `null`: it reads whole texts.
+
+use ndarray::Array2;
+use rayon::prelude::*;
+use safetensors::tensor::Dtype;
+use serde::{Deserialize, Deserializer};
+
+use super::folder::{Folder, StaticParts, model_error};
+use super::tokens::{Scratch, Tokens};
+use super::{Encoder, unit};
+use crate::error::{Error, Result};
+
+/// Changes whenever the same files would give other bits.
+const FORMAT: &str = "pushpull static table 1";
+
+/// Tokens read of a text where the model's configuration does not say; the default of the model2vec package.
+const DEFAULT_MAX_LENGTH: usize = 512;
+
+/// The static encoder.
+#[derive(Debug)]
+pub(super) struct StaticTable {
+    tokens: Tokens,
+    dims: usize,
+    rows: Rows,
+    /// For each token id, its row and its factor.
+    entries: Vec<(u32, f32)>,
+    limit: Option<Limit>,
+    fingerprint: String,
+    location: String,
+}
+
+/// Table rows, one after the other.
+enum Rows {
+    Int8(Vec<i8>),
+    Float(Vec<f32>),
+}
+
+/// How much of a text is read.
+#[derive(Debug, Clone, Copy)]
+struct Limit {
+    characters: usize,
+    tokens: usize,
+}
+
+#[derive(Debug, Deserialize)]
+struct Config {
+    /// Outer none: not written, so the default. Inner none: `null`, so no limit.
+    #[serde(default, deserialize_with = "written")]
+    max_length: Option<Option<usize>>,
+}
+
+fn written<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<usize>>, D::Error> {
+    Option::deserialize(value).map(Some)
+}
+
+impl std::fmt::Debug for Rows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Int8(rows) => write!(f, "Int8({} numbers)", rows.len()),
+            Self::Float(rows) => write!(f, "Float({} numbers)", rows.len()),
+        }
+    }
+}
+
+impl StaticTable {
+    /// Loads the table in one of the static layouts.
+    pub(super) fn load(folder: &Folder<'_>, parts: &StaticParts) -> Result<Self> {
+        let config: Config = folder.json(&parts.config)?;
+        let tokens = Tokens::load(folder.location, &parts.tokenizer, folder.file(&parts.tokenizer)?)?;
+        let tensors = folder.tensors(&parts.embeddings)?;
+
+        let table = tensors.view(parts.tensor)?;
+        let &[height, dims] = table.shape() else {
+            return Err(tensors.wrong(parts.tensor, format!("has shape {:?}; a table has two dimensions", table.shape())));
+        };
+        if dims == 0 || height == 0 {
+            return Err(tensors.wrong(parts.tensor, "is empty".to_owned()));
+        }
+        let rows = match table.dtype() {
+            Dtype::I8 => Rows::Int8(tensors.bytes(parts.tensor)?),
+            _ => Rows::Float(tensors.floats(parts.tensor, None)?),
+        };
+
+        let vocabulary = tokens.len();
+        let mapping = if tensors.has("mapping") { Some(tensors.indices("mapping")?) } else { None };
+        if mapping.is_none() && height < vocabulary {
+            return Err(tensors.wrong(parts.tensor, format!("has {height} rows for {vocabulary} tokens and there is no `mapping`")));
+        }
+        let factors = if tensors.has("weights") { Some(tensors.floats("weights", None)?) } else { None };
+        for (name, length) in [("mapping", mapping.as_ref().map(Vec::len)), ("weights", factors.as_ref().map(Vec::len))] {
+            if length.is_some_and(|n| n < vocabulary) {
+                return Err(tensors.wrong(name, format!("has {} entries for {vocabulary} tokens", length.unwrap_or(0))));
+            }
+        }
+        let entries = (0..vocabulary)
+            .map(|id| {
+                let row = mapping.as_ref().map_or(id as i64, |m| m[id]);
+                let row = u32::try_from(row).ok().filter(|&row| (row as usize) < height);
+                let row = row.ok_or_else(|| tensors.wrong("mapping", format!("sends token {id} outside the table")))?;
+                Ok((row, factors.as_ref().map_or(1.0, |f| f[id])))
+            })
+            .collect::<Result<Vec<_>>>()?;
+
+        let limit = config
+            .max_length
+            .unwrap_or(Some(DEFAULT_MAX_LENGTH))
+            .map(|tokens_read| Limit { characters: tokens_read.saturating_mul(tokens.median_characters()), tokens: tokens_read });
+        let fingerprint = folder.fingerprint(FORMAT, &[parts.config.clone(), parts.embeddings.clone(), parts.tokenizer.clone()]);
+        Ok(Self { tokens, dims, rows, entries, limit, fingerprint, location: folder.location.to_owned() })
+    }
+
+    /// Fills `row`, all zero before, with one text's vector.
+    fn encode_into(&self, text: &str, worker: &mut Worker, row: &mut [f32]) -> Result<()> {
+        let (text, limit) = match self.limit {
+            None => (text, usize::MAX),
+            Some(limit) => (first_characters(text, limit.characters), limit.tokens),
+        };
+        self.tokens.ids_into(text, limit, &mut worker.scratch, &mut worker.ids)?;
+        let dropped = self.tokens.unknown();
+        for &id in worker.ids.iter().filter(|&&id| Some(id) != dropped) {
+            let Some(&(at, factor)) = self.entries.get(id as usize) else {
+                return Err(Error::Internal(format!("token {id} in a table of {} tokens", self.entries.len())));
+            };
+            let at = at as usize * self.dims;
+            match &self.rows {
+                Rows::Int8(rows) => add_int8(row, &rows[at..at + self.dims], factor),
+                Rows::Float(rows) => add_float(row, &rows[at..at + self.dims], factor),
+            }
+        }
+        // The division by the number of tokens is left out: it does not change the direction.
+        if unit::normalise(row) {
+            return Ok(());
+        }
+        Err(model_error(&self.location, "the table holds numbers that are not finite".to_owned(), None))
+    }
+}
+
+/// What one worker reuses from text to text.
+#[derive(Default)]
+struct Worker {
+    scratch: Scratch,
+    ids: Vec<u32>,
+}
+
+impl Encoder for StaticTable {
+    fn dims(&self) -> usize {
+        self.dims
+    }
+
+    fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    fn encode(&self, texts: &[&str]) -> Result<Array2<f32>> {
+        let mut rows = Array2::zeros((texts.len(), self.dims));
+        let Some(numbers) = rows.as_slice_mut() else {
+            return Err(Error::Internal("a new array is not contiguous".to_owned()));
+        };
+        numbers
+            .par_chunks_mut(self.dims)
+            .zip(texts)
+            .try_for_each_init(Worker::default, |worker, (row, text)| self.encode_into(text, worker, row))?;
+        Ok(rows)
+    }
+}
+
+/// The text's first `count` characters.
+fn first_characters(text: &str, count: usize) -> &str {
+    if text.len() <= count {
+        return text;
+    }
+    text.char_indices().nth(count).map_or(text, |(end, _)| &text[..end])
+}
+
+fn add_int8(sum: &mut [f32], row: &[i8], factor: f32) {
+    for (sum, &x) in sum.iter_mut().zip(row) {
+        *sum += factor * f32::from(x);
+    }
+}
+
+fn add_float(sum: &mut [f32], row: &[f32], factor: f32) {
+    for (sum, &x) in sum.iter_mut().zip(row) {
+        *sum += factor * x;
+    }
+}

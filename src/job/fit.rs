@@ -1,0 +1,231 @@
+//! Fits the potentials: draws the sample over all shards, embeds it once, and lets transport iterate over it.
+
+use super::context::Job;
+use super::encoder::RowEncoder;
+use super::references::{ReferenceRows, Side, check_disjoint};
+use super::report::Quarantined;
+use super::sample::{SampledShard, draw};
+use crate::catalog::{MODEL_FORMAT, ModelCard, StoredModel};
+use crate::error::{Error, Result};
+use crate::shard::{Layout, ReadOptions, Shard, ShardEvent, ShardRequest, read_ahead};
+use crate::transport::{FitPhase, ReferenceSet, fit as fit_transport};
+use futures::{StreamExt, stream};
+use ndarray::{Array2, ArrayView1, Axis};
+use std::sync::Arc;
+use tokio::runtime::Handle;
+
+/// Footers read at once.
+const FOOTERS_AT_ONCE: usize = 16;
+
+/// A fitted model and what happened on the way.
+#[derive(Debug)]
+pub struct Fitted {
+    /// The model. Not written yet.
+    pub model: StoredModel,
+    /// Shards that could not be sampled.
+    pub quarantined: Vec<Quarantined>,
+}
+
+/// Reads and checks both reference files.
+///
+/// # Errors
+/// As [`ReferenceRows::read`] and [`check_disjoint`].
+pub async fn load_references(job: &Job, encoder: &RowEncoder) -> Result<(ReferenceRows, ReferenceRows)> {
+    let (safe, harm) = (job.stores.open(&job.file.references.safe)?, job.stores.open(&job.file.references.harm)?);
+    let safe = ReferenceRows::read(Side::Safe, &safe, encoder).await?;
+    let harm = ReferenceRows::read(Side::Harm, &harm, encoder).await?;
+    check_disjoint(&safe, &harm, encoder)?;
+    Ok((safe, harm))
+}
+
+/// Digest of everything that decides what is being solved, but the corpus. Models of the same problem can weigh the same job.
+///
+/// # Errors
+/// [`Error::Internal`] if it cannot be encoded.
+pub fn problem_digest(job: &Job, encoder: &RowEncoder, safe: &ReferenceRows, harm: &ReferenceRows) -> Result<String> {
+    let problem = serde_json::json!({
+        "format": MODEL_FORMAT,
+        "embedder": encoder.fingerprint(),
+        "columns": encoder.columns(),
+        "fallback": encoder.fallback(),
+        "safe": safe.digest,
+        "harm": harm.digest,
+        "options": job.file.transport.options(),
+        "sample_rows": job.file.transport.sample_rows,
+    });
+    let bytes = serde_json::to_vec(&problem).map_err(|e| Error::Internal(format!("problem: {e}")))?;
+    Ok(blake3::hash(&bytes).to_hex()[..32].to_owned())
+}
+
+/// Fits a model on a sample of `shards`, starting from the potentials of `previous` where its references and embedder are the same.
+///
+/// # Errors
+/// [`Error::NotFound`] where no row of the sample has text, the first shard's error where no shard can be read, and what
+/// embedding and the store answer.
+pub async fn fit_model(
+    job: &Job,
+    encoder: &RowEncoder,
+    references: (&ReferenceRows, &ReferenceRows),
+    shards: &[Shard],
+    previous: Option<&StoredModel>,
+) -> Result<Fitted> {
+    let (safe_rows, harm_rows) = references;
+    let options = job.file.transport.options();
+    let (requests, mut quarantined) = draw_requests(job, shards).await?;
+    let read =
+        ReadOptions { columns: encoder.columns_to_read(), rows: None, chunk_rows: job.options.chunk_rows, memory: job.options.memory };
+    let (total, progress) = (requests.1, Arc::clone(&job.options.progress));
+    let (requests, task_encoder, runtime) = (requests.0, encoder.clone(), Handle::current());
+    let sampled = tokio::task::spawn_blocking(move || {
+        progress.begin("embedding the sample", total);
+        let sampled = embed_sample(requests, read, &task_encoder, runtime, |done| progress.advance(done));
+        progress.end();
+        sampled
+    });
+    let (sample, bad) = sampled.await.map_err(|e| Error::Internal(format!("sampling: {e}")))??;
+    quarantined.extend(bad);
+    if sample.nrows() == 0 {
+        let help = "no row of the sample has text in the job's columns".to_owned();
+        return Err(Error::NotFound { location: job.file.corpus.url.clone(), help });
+    }
+
+    let problem = problem_digest(job, encoder, safe_rows, harm_rows)?;
+    let (safe, harm) = (safe_rows.embed(encoder)?, harm_rows.embed(encoder)?);
+    check_dimensions(&sample, &safe, safe_rows)?;
+    check_dimensions(&sample, &harm, harm_rows)?;
+    let warm = previous.filter(|model| {
+        let card = &model.card;
+        card.embedder == encoder.fingerprint()
+            && card.columns == encoder.columns()
+            && (&card.safe_digest, &card.harm_digest) == (&safe_rows.digest, &harm_rows.digest)
+    });
+    let potentials = warm.map(|model| (model.transport.safe_potential.clone(), model.transport.harm_potential.clone()));
+    let fit_options = options.clone();
+    let progress = Arc::clone(&job.options.progress);
+    let fitted = tokio::task::spawn_blocking(move || {
+        let warm = potentials.as_ref().map(|(safe, harm)| (safe.as_slice(), harm.as_slice()));
+        let mut phase = None;
+        let fitted = fit_transport(sample.view(), &safe, &harm, &fit_options, warm, &mut |at| {
+            if phase != Some(at.phase) {
+                phase = Some(at.phase);
+                let name = match at.phase {
+                    FitPhase::Online => "fitting, minibatches",
+                    FitPhase::Whole => "fitting, whole sample",
+                    FitPhase::Costs => "transport costs",
+                };
+                progress.begin(name, at.max_steps as u64);
+            }
+            progress.advance(at.step as u64);
+        });
+        progress.end();
+        fitted
+    });
+    let fitted = fitted.await.map_err(|e| Error::Internal(format!("fit: {e}")))??;
+    let transport = fitted.model;
+    let card = ModelCard {
+        format: MODEL_FORMAT,
+        problem,
+        embedder: encoder.fingerprint().to_owned(),
+        columns: encoder.columns().to_vec(),
+        text_fallback: encoder.fallback().map(str::to_owned),
+        safe_digest: safe_rows.digest.clone(),
+        harm_digest: harm_rows.digest.clone(),
+        safe_ids: safe_rows.ids.clone(),
+        harm_ids: harm_rows.ids.clone(),
+        options,
+        epsilon: transport.epsilon,
+        push: transport.push,
+        prior: transport.prior.strength,
+        tau: transport.tau,
+        log_z: transport.log_z,
+        slack: transport.slack,
+        report: fitted.report,
+        parent: warm.map(|model| model.digest.clone()),
+    };
+    Ok(Fitted { model: StoredModel::try_new(card, transport)?, quarantined })
+}
+
+/// Reads every footer and draws the sample: requests for the shards with sampled rows, and the number of these rows.
+async fn draw_requests(job: &Job, shards: &[Shard]) -> Result<((Vec<ShardRequest>, u64), Vec<Quarantined>)> {
+    let layouts: Vec<_> = stream::iter(shards)
+        .map(|shard| async move { (shard, Layout::load(shard, false).await) })
+        .buffered(FOOTERS_AT_ONCE)
+        .collect()
+        .await;
+    let (mut readable, mut quarantined, mut first_error) = (Vec::new(), Vec::new(), None);
+    for (shard, layout) in layouts {
+        match layout {
+            Ok(layout) => readable.push((shard, layout.rows())),
+            Err(error) => {
+                quarantined.push(Quarantined::new(shard, &error));
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    if let (true, Some(error)) = (readable.is_empty(), first_error) {
+        return Err(error);
+    }
+    let sampled: Vec<SampledShard<'_>> = readable.iter().map(|(shard, rows)| SampledShard { name: &shard.name, rows: *rows }).collect();
+    let drawn = draw(&sampled, job.file.transport.sample_rows, job.file.transport.seed);
+    let mut total = 0;
+    let mut requests = Vec::new();
+    for ((shard, rows), drawn) in readable.into_iter().zip(drawn) {
+        let wanted = drawn.as_ref().map_or(rows, |drawn| drawn.len() as u64);
+        if wanted > 0 {
+            total += wanted;
+            requests.push(ShardRequest { shard: shard.clone(), rows: drawn });
+        }
+    }
+    Ok(((requests, total), quarantined))
+}
+
+/// Vectors of the sampled rows that have text, in the order of shards and rows.
+fn embed_sample(
+    requests: Vec<ShardRequest>,
+    options: ReadOptions,
+    encoder: &RowEncoder,
+    runtime: Handle,
+    mut progress: impl FnMut(u64),
+) -> Result<(Array2<f32>, Vec<Quarantined>)> {
+    let shards: Vec<Shard> = requests.iter().map(|request| request.shard.clone()).collect();
+    let (mut values, mut dims, mut done) = (Vec::new(), 0, 0);
+    let (mut quarantined, mut first_error) = (Vec::new(), None);
+    let mut ahead = read_ahead(requests, options, runtime);
+    while let Some((index, event)) = ahead.next_blocking() {
+        let shard = &shards[index];
+        let outcome = match event {
+            ShardEvent::Rows(chunk, _permit) => encoder.encode(&shard.name, &chunk.batch),
+            ShardEvent::Failed(error) => Err(error),
+            ShardEvent::Opened(_) | ShardEvent::Done => continue,
+        };
+        match outcome {
+            Ok(rows) => {
+                dims = rows.vectors.ncols();
+                done += rows.present.len() as u64;
+                progress(done);
+                let kept = rows.vectors.axis_iter(Axis(0)).zip(&rows.present).filter(|(_, present)| **present);
+                kept.for_each(|(row, _): (ArrayView1<'_, f32>, _)| values.extend(row.iter().copied()));
+            }
+            Err(error @ (Error::Shard { .. } | Error::Column { .. })) => {
+                ahead.skip_shard();
+                quarantined.push(Quarantined::new(shard, &error));
+                first_error.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if let (true, Some(error)) = (values.is_empty(), first_error) {
+        return Err(error);
+    }
+    let rows = values.len().checked_div(dims).unwrap_or(0);
+    let sample = Array2::from_shape_vec((rows, dims), values).map_err(|e| Error::Internal(format!("sample: {e}")))?;
+    Ok((sample, quarantined))
+}
+
+fn check_dimensions(sample: &Array2<f32>, set: &ReferenceSet, rows: &ReferenceRows) -> Result<()> {
+    if set.dims() == sample.ncols() {
+        return Ok(());
+    }
+    let reason = format!("has vectors of {} dimensions, the corpus of {}", set.dims(), sample.ncols());
+    Err(Error::References { location: rows.location.clone(), reason })
+}

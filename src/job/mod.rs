@@ -1,0 +1,30 @@
+//! Joins the stages: what a job says becomes a plan, a fitted model, weights in a table, and SQL over both. The only place that
+//! knows the stages' order.
+//!
+//! In: a job file. Out: a committed weights table and a report. Guarantees: any step may be killed and repeated; nothing is
+//! visible before its commit; a shard that cannot be read is quarantined and named, and the others go on.
+//! Memory: [`RunOptions::memory`] for chunks, plus the fit's sample (`sample_rows` × dimensions × 4 bytes).
+
+mod context;
+mod encoder;
+mod file;
+mod fit;
+mod plan;
+mod query;
+mod references;
+mod report;
+mod run;
+mod sample;
+mod weigh;
+
+pub use context::{DEFAULT_CHUNK_ROWS, DEFAULT_MEMORY, Job, Progress, RunOptions};
+pub use encoder::{RowEncoder, load_model, read_model_folder};
+pub use file::{BUILTIN, CorpusSection, DEFAULT_SAMPLE_ROWS, EmbedSection, JobFile, OutputSection, ReferencesSection, TransportSection};
+pub use fit::{Fitted, fit_model, load_references, problem_digest};
+pub use plan::{Plan, PlannedShard, ShardState, plan};
+pub use query::sql_session;
+pub use references::{ReferenceRows, Side, check_disjoint};
+pub use report::{Quarantined, RunReport, Seconds, ShardCounts, WeighedRow};
+pub use run::{fit, run, weigh};
+pub use sample::{SampledShard, draw};
+pub use weigh::{Extremes, Weighed, weigh_shards};

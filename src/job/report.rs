@@ -1,0 +1,188 @@
+//! What a run did, for machines and for people.
+
+use crate::catalog::{ModelCard, Published};
+use crate::error::Error;
+use crate::shard::Shard;
+use crate::transport::{Residuals, TransportCosts};
+use serde::Serialize;
+
+/// A shard that could not be weighed, and why. It is tried again in every run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Quarantined {
+    /// The shard's name.
+    pub shard: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl Quarantined {
+    /// Records an error with its causes.
+    pub fn new(shard: &Shard, error: &Error) -> Self {
+        Self { shard: shard.name.clone(), reason: with_causes(error) }
+    }
+}
+
+/// An error and its causes in one line.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// How many shards had which fate.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct ShardCounts {
+    /// New or changed, weighed in this run.
+    pub weighed: usize,
+    /// Weighed before with the same content and model.
+    pub unchanged: usize,
+    /// Gone from the corpus, removed from the table.
+    pub removed: usize,
+    /// Could not be read.
+    pub quarantined: usize,
+}
+
+/// Where the time went, in seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Seconds {
+    /// Sampling, embedding the sample, fitting.
+    pub fit: f64,
+    /// Weighing and writing.
+    pub weigh: f64,
+    /// Everything, from listing to commit.
+    pub total: f64,
+}
+
+/// A row worth showing.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct WeighedRow {
+    /// The shard's name.
+    pub shard: String,
+    /// Position in the shard.
+    pub row: u64,
+    /// Its weight.
+    pub weight: f32,
+    /// The safe reference with the largest responsibility for it.
+    pub safe_ref: String,
+    /// The harmful reference with the largest responsibility for it.
+    pub harm_ref: String,
+    /// The beginning of its text.
+    #[serde(skip)]
+    pub excerpt: String,
+}
+
+/// What a run did.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RunReport {
+    /// Rows of the table after the run.
+    pub rows: u64,
+    /// Rows among them without text and so without a weight.
+    pub rows_without_text: u64,
+    /// Fate of the shards.
+    pub shards: ShardCounts,
+    /// Digest of the model.
+    pub model: String,
+    /// Whether this run fitted it.
+    pub fitted: bool,
+    /// Whether the fit reached its threshold.
+    pub converged: bool,
+    /// Why it did not, and what to change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why_not: Option<String>,
+    /// Marginal errors ‖p − q‖₁ over the fit's sample.
+    pub residuals: Residuals,
+    /// The same on rows that no step used, where any were held out.
+    pub held_out: Option<Residuals>,
+    /// What sampling noise alone makes of `held_out`.
+    pub held_out_noise: Option<Residuals>,
+    /// Effective sample size of the table's weights, as a fraction of its rows.
+    pub ess: f64,
+    /// Mean of the table's weights.
+    pub mean_weight: f64,
+    /// ε.
+    pub epsilon: f64,
+    /// τ.
+    pub tau: f64,
+    /// λ.
+    pub push: f64,
+    /// β.
+    pub prior: f64,
+    /// Entropic transport cost to both references, before (every row 1) and after weighing.
+    pub transport_cost: TransportCosts,
+    /// Bytes read from object stores.
+    pub bytes_read: u64,
+    /// Where the time went.
+    pub seconds: Seconds,
+    /// The table's version after the run, if there is a table.
+    pub version: Option<u64>,
+    /// Shards that could not be read.
+    pub quarantined: Vec<Quarantined>,
+    /// The most and the least weighted rows of this run. Not in the JSON: rows belong in SQL.
+    #[serde(skip)]
+    pub most: Vec<WeighedRow>,
+    /// See `most`.
+    #[serde(skip)]
+    pub least: Vec<WeighedRow>,
+}
+
+impl RunReport {
+    /// 0 when everything is done, 1 when the fit did not converge or a shard is quarantined.
+    pub fn exit_code(&self) -> u8 {
+        u8::from(!self.converged || !self.quarantined.is_empty())
+    }
+
+    /// A report about the model alone; the rest is filled in by the caller.
+    pub(super) fn of_model(digest: &str, card: &ModelCard) -> Self {
+        let report = &card.report;
+        Self {
+            rows: 0,
+            rows_without_text: 0,
+            shards: ShardCounts::default(),
+            model: digest.to_owned(),
+            fitted: false,
+            converged: report.converged,
+            why_not: report.why_not.clone(),
+            residuals: report.residuals,
+            held_out: report.held_out,
+            held_out_noise: report.held_out_noise,
+            ess: report.ess,
+            mean_weight: report.mean_weight,
+            epsilon: card.epsilon,
+            tau: card.tau,
+            push: card.push,
+            prior: card.prior,
+            transport_cost: report.transport_cost,
+            bytes_read: 0,
+            seconds: Seconds::default(),
+            version: None,
+            quarantined: Vec::new(),
+            most: Vec::new(),
+            least: Vec::new(),
+        }
+    }
+
+    /// Rows, mean weight and effective sample size of what is published.
+    pub(super) fn describe_table<'a>(&mut self, published: impl IntoIterator<Item = &'a Published>) {
+        let (mut rows, mut unweighed, mut sum, mut squares) = (0u64, 0u64, 0.0f64, 0.0f64);
+        for sidecar in published {
+            rows += sidecar.rows;
+            unweighed += sidecar.unweighed;
+            sum += sidecar.weight_sum;
+            squares += sidecar.weight_square_sum;
+        }
+        (self.rows, self.rows_without_text) = (rows, unweighed);
+        let weighed = (rows - unweighed) as f64;
+        if weighed > 0.0 && squares > 0.0 {
+            self.mean_weight = sum / weighed;
+            self.ess = sum * sum / (weighed * squares);
+        }
+    }
+}

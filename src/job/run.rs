@@ -1,0 +1,170 @@
+//! The main job: fit if there is no model, weigh what is new or changed, commit once. Safe to repeat and to kill.
+
+use super::context::Job;
+use super::encoder::RowEncoder;
+use super::fit::{fit_model, load_references, problem_digest};
+use super::plan::{gone, is_done};
+use super::report::{Quarantined, RunReport, ShardCounts};
+use super::weigh::{Weighed, weigh_shards};
+use crate::catalog::{Publication, StoredModel, WeightsTable, write_run};
+use crate::error::{Error, Result};
+use crate::shard::{Listing, ReadOptions, Shard};
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::runtime::Handle;
+
+/// Which model a run weighs with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Model {
+    /// The table's, or a new one where that solves another problem or there is none.
+    Fitting,
+    /// A new one in any case.
+    New,
+    /// The table's; it is an error if there is none.
+    Current,
+}
+
+/// Fits if there is no model for this job, weighs what is new or changed, removes what is gone, and commits once.
+///
+/// # Errors
+/// What is wrong with the job, the references or the model; the first shard's error where no shard can be read; what the store answers.
+pub async fn run(job: &Job) -> Result<RunReport> {
+    execute(job, Model::Fitting, true).await
+}
+
+/// Fits a new model and makes it the table's current one; weighs nothing.
+///
+/// # Errors
+/// As [`run`].
+pub async fn fit(job: &Job) -> Result<RunReport> {
+    execute(job, Model::New, false).await
+}
+
+/// Weighs what is new or changed with the table's current model, and commits once.
+///
+/// # Errors
+/// As [`run`], and [`Error::Catalog`] where there is no model for this job.
+pub async fn weigh(job: &Job) -> Result<RunReport> {
+    execute(job, Model::Current, true).await
+}
+
+/// The table's current model, if it solves this job's problem.
+pub(super) async fn usable_model(job: &Job, table: &WeightsTable) -> Result<Option<StoredModel>> {
+    let encoder = RowEncoder::load(&job.file, &job.stores).await?;
+    let (safe, harm) = load_references(job, &encoder).await?;
+    let problem = problem_digest(job, &encoder, &safe, &harm)?;
+    Ok(current_model(job, table).await?.filter(|model| model.card.problem == problem))
+}
+
+async fn current_model(job: &Job, table: &WeightsTable) -> Result<Option<StoredModel>> {
+    match table.model()? {
+        Some(digest) => StoredModel::read(&job.output, &digest).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+async fn execute(job: &Job, which: Model, weighing: bool) -> Result<RunReport> {
+    let started = Instant::now();
+    let encoder = RowEncoder::load(&job.file, &job.stores).await?;
+    let (safe, harm) = load_references(job, &encoder).await?;
+    let listing = job.list().await?;
+    let mut table = WeightsTable::open(&job.output).await?;
+    let current = current_model(job, &table).await?;
+    let problem = problem_digest(job, &encoder, &safe, &harm)?;
+    let usable = current.as_ref().filter(|model| model.card.problem == problem);
+
+    let mut quarantined = Vec::new();
+    let fit_started = Instant::now();
+    let (model, fitted) = match (usable, which) {
+        (Some(model), Model::Fitting | Model::Current) => (model.clone(), false),
+        (None, Model::Current) => {
+            let reason = match &current {
+                None => "has no model yet; `pushpull fit` makes one".to_owned(),
+                Some(model) => {
+                    format!("has model {} for other references, columns or options; `pushpull fit` makes one for this job", model.digest)
+                }
+            };
+            return Err(Error::Catalog { location: job.output.to_string(), reason, source: None });
+        }
+        _ => {
+            let fitted = fit_model(job, &encoder, (&safe, &harm), &listing.shards, current.as_ref()).await?;
+            fitted.model.write(&job.output).await?;
+            quarantined = fitted.quarantined;
+            (fitted.model, true)
+        }
+    };
+    let fit_seconds = if fitted { fit_started.elapsed().as_secs_f64() } else { 0.0 };
+
+    let mut report = RunReport::of_model(&model.digest, &model.card);
+    report.fitted = fitted;
+    let mut change = Publication::default();
+    if table.model()?.as_deref() != Some(model.digest.as_str()) {
+        change.model = Some(model.digest.clone());
+    }
+    let weigh_started = Instant::now();
+    if weighing {
+        let weighed = weigh_new(job, &encoder, &model, &listing, &table, &mut report.shards).await?;
+        quarantined.extend(weighed.quarantined);
+        (report.most, report.least) = (weighed.extremes.most, weighed.extremes.least);
+        change.written = weighed.receipts;
+        change.removed = gone(&listing, &table.published()?).collect();
+        report.shards.removed = change.removed.len();
+        if let (true, Some(error)) = (change.written.is_empty() && report.shards.unchanged == 0, weighed.first_error) {
+            return Err(error);
+        }
+    }
+    let weigh_seconds = if weighing { weigh_started.elapsed().as_secs_f64() } else { 0.0 };
+
+    quarantined.sort_by(|a: &Quarantined, b| a.shard.cmp(&b.shard));
+    quarantined.dedup_by(|a, b| a.shard == b.shard);
+    report.shards.quarantined = quarantined.len();
+    report.quarantined = quarantined;
+    let changed = !change.is_empty();
+    if changed {
+        let summary = serde_json::json!({ "shards": report.shards, "model": report.model });
+        table.publish(&change, summary).await?;
+    }
+    report.version = table.version();
+    let published = table.published()?;
+    if !published.is_empty() {
+        report.describe_table(published.values());
+    }
+    report.bytes_read = job.stores.traffic().bytes_read();
+    report.seconds.fit = fit_seconds;
+    report.seconds.weigh = weigh_seconds;
+    report.seconds.total = started.elapsed().as_secs_f64();
+    if changed || !report.quarantined.is_empty() {
+        let stored = serde_json::to_value(&report).map_err(|e| Error::Internal(format!("run report: {e}")))?;
+        write_run(&job.output, report.version, &stored).await?;
+    }
+    Ok(report)
+}
+
+async fn weigh_new(
+    job: &Job,
+    encoder: &RowEncoder,
+    model: &StoredModel,
+    listing: &Listing,
+    table: &WeightsTable,
+    counts: &mut ShardCounts,
+) -> Result<Weighed> {
+    let published = table.published()?;
+    let todo: Vec<Shard> = listing.shards.iter().filter(|shard| !is_done(shard, &published, &model.digest)).cloned().collect();
+    counts.unchanged = listing.shards.len() - todo.len();
+    if todo.is_empty() {
+        return Ok(Weighed::default());
+    }
+    let read =
+        ReadOptions { columns: encoder.columns_to_read(), rows: None, chunk_rows: job.options.chunk_rows, memory: job.options.memory };
+    let (model, encoder, output, progress, runtime) =
+        (model.clone(), encoder.clone(), job.output.clone(), Arc::clone(&job.options.progress), Handle::current());
+    let task = tokio::task::spawn_blocking(move || {
+        progress.begin("weighing", 0);
+        let weighed = weigh_shards(&model, &encoder, &todo, &output, read, &runtime, progress.as_ref());
+        progress.end();
+        weighed
+    });
+    let weighed = task.await.map_err(|e| Error::Internal(format!("weighing: {e}")))??;
+    counts.weighed = weighed.receipts.len();
+    Ok(weighed)
+}

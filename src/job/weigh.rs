@@ -1,0 +1,191 @@
+//! Applies a fitted model to shards: read, embed, weigh, write the sidecar. Nothing is published here.
+
+use super::context::Progress;
+use super::encoder::RowEncoder;
+use super::report::{Quarantined, WeighedRow};
+use crate::catalog::StoredModel;
+use crate::error::{Error, Result};
+use crate::shard::{Chunk, ReadOptions, Shard, ShardEvent, ShardRequest, read_ahead};
+use crate::storage::Location;
+use crate::transport::{RowWeight, Weigher};
+use crate::writeback::{Receipt, ReferenceIds, SidecarIdentity, SidecarWriter};
+use arrow::array::RecordBatch;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use std::sync::Arc;
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+
+/// Sidecars whose upload may still be under way while the next shards are computed.
+const UPLOADS_UNDER_WAY: usize = 4;
+/// Rows shown at each end.
+const SHOWN: usize = 3;
+/// Characters of a shown row's text.
+const EXCERPT: usize = 72;
+
+/// What weighing gave.
+#[derive(Debug, Default)]
+pub struct Weighed {
+    /// Sidecars written, in the order of the shards.
+    pub receipts: Vec<Receipt>,
+    /// Shards that could not be read.
+    pub quarantined: Vec<Quarantined>,
+    /// The first error among the quarantined.
+    pub first_error: Option<Error>,
+    /// The rows at both ends.
+    pub extremes: Extremes,
+}
+
+/// Weighs shards with a model and writes their sidecars below `output`. Blocking: call it outside the async runtime's own threads.
+/// Embedding and transport run on rayon's current pool.
+///
+/// A shard that cannot be read or has no such column is quarantined, its unfinished sidecar discarded, and the others go on.
+///
+/// # Errors
+/// What the store answers to a write, and a model that cannot be used.
+pub fn weigh_shards(
+    model: &StoredModel,
+    encoder: &RowEncoder,
+    shards: &[Shard],
+    output: &Location,
+    options: ReadOptions,
+    runtime: &Handle,
+    progress: &dyn Progress,
+) -> Result<Weighed> {
+    let weigher = model.transport.weigher()?;
+    let ids = Arc::new(model.card.reference_ids());
+    let requests = shards.iter().map(|shard| ShardRequest { shard: shard.clone(), rows: None }).collect();
+    let mut ahead = read_ahead(requests, options, runtime.clone());
+    let (mut weighed, mut done) = (Weighed::default(), 0u64);
+    let mut uploads: JoinSet<Result<(usize, Receipt)>> = JoinSet::new();
+    let mut receipts: Vec<Option<Receipt>> = vec![None; shards.len()];
+    let mut current: Option<SidecarWriter> = None;
+    while let Some((index, event)) = ahead.next_blocking() {
+        let shard = &shards[index];
+        let outcome = match event {
+            ShardEvent::Opened(layout) => {
+                let identity = SidecarIdentity {
+                    shard: shard.name.clone(),
+                    shard_version: shard.version(),
+                    shard_size: shard.meta.size,
+                    model: model.digest.clone(),
+                };
+                current = Some(SidecarWriter::try_new(output, identity, layout.rows_per_group(), Arc::clone(&ids))?);
+                Ok(())
+            }
+            ShardEvent::Rows(chunk, _permit) => {
+                let writer = current.as_mut().ok_or_else(|| Error::Internal(format!("{}: rows before its footer", shard.name)))?;
+                let first = done;
+                done += chunk.batch.num_rows() as u64;
+                weigh_chunk(&weigher, encoder, shard, &chunk).and_then(|rows| {
+                    weighed.extremes.see(shard, writer.rows(), &rows, &chunk.batch, &ids);
+                    runtime.block_on(writer.write(&rows))?;
+                    progress.advance(first + rows.len() as u64);
+                    Ok(())
+                })
+            }
+            ShardEvent::Done => {
+                let writer = current.take().ok_or_else(|| Error::Internal(format!("{}: done before its footer", shard.name)))?;
+                if uploads.len() >= UPLOADS_UNDER_WAY {
+                    keep(runtime.block_on(uploads.join_next()), &mut receipts)?;
+                }
+                match writer.complete() {
+                    Ok(()) => {
+                        uploads.spawn_on(async move { Ok((index, writer.finish().await?)) }, runtime);
+                        Ok(())
+                    }
+                    Err(error) => {
+                        runtime.block_on(writer.abort());
+                        Err(error)
+                    }
+                }
+            }
+            ShardEvent::Failed(error) => Err(error),
+        };
+        match outcome {
+            Ok(()) => {}
+            Err(error @ (Error::Shard { .. } | Error::Column { .. })) => {
+                ahead.skip_shard();
+                if let Some(writer) = current.take() {
+                    runtime.block_on(writer.abort());
+                }
+                tracing::warn!(shard = %shard.name, error = %super::report::with_causes(&error), "quarantined");
+                weighed.quarantined.push(Quarantined::new(shard, &error));
+                weighed.first_error.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    while let Some(upload) = runtime.block_on(uploads.join_next()) {
+        keep(Some(upload), &mut receipts)?;
+    }
+    weighed.receipts = receipts.into_iter().flatten().collect();
+    Ok(weighed)
+}
+
+fn weigh_chunk(weigher: &Weigher<'_>, encoder: &RowEncoder, shard: &Shard, chunk: &Chunk) -> Result<Vec<Option<RowWeight>>> {
+    let rows = encoder.encode(&shard.name, &chunk.batch)?;
+    let weights = weigher.weigh(rows.vectors.view())?;
+    Ok(weights.into_iter().zip(rows.present).map(|(weight, present)| present.then_some(weight)).collect())
+}
+
+type Joined = Option<std::result::Result<Result<(usize, Receipt)>, tokio::task::JoinError>>;
+
+fn keep(joined: Joined, receipts: &mut [Option<Receipt>]) -> Result<()> {
+    if let Some(upload) = joined {
+        let (index, receipt) = upload.map_err(|e| Error::Internal(format!("upload: {e}")))??;
+        receipts[index] = Some(receipt);
+    }
+    Ok(())
+}
+
+/// The most and the least weighted rows seen.
+#[derive(Debug, Default)]
+pub struct Extremes {
+    /// Highest weight first.
+    pub most: Vec<WeighedRow>,
+    /// Lowest weight first.
+    pub least: Vec<WeighedRow>,
+}
+
+impl Extremes {
+    fn see(&mut self, shard: &Shard, first: u64, rows: &[Option<RowWeight>], batch: &RecordBatch, ids: &ReferenceIds) {
+        for (offset, row) in rows.iter().enumerate() {
+            let Some(row) = row else { continue };
+            let shown = || WeighedRow {
+                shard: shard.name.clone(),
+                row: first + offset as u64,
+                weight: row.weight,
+                safe_ref: ids.safe.get(row.safe_ref as usize).cloned().unwrap_or_default(),
+                harm_ref: ids.harm.get(row.harm_ref as usize).cloned().unwrap_or_default(),
+                excerpt: excerpt(batch, offset),
+            };
+            // The earlier row keeps its place among equals, so that the result does not depend on chunks.
+            insert(&mut self.most, |other| row.weight > other.weight, shown);
+            insert(&mut self.least, |other| row.weight < other.weight, shown);
+        }
+    }
+}
+
+fn insert(list: &mut Vec<WeighedRow>, before: impl Fn(&WeighedRow) -> bool, shown: impl Fn() -> WeighedRow) {
+    let place = list.iter().position(before).unwrap_or(list.len());
+    if place < SHOWN {
+        list.insert(place, shown());
+        list.truncate(SHOWN);
+    }
+}
+
+/// The beginning of a row's first text, on one line.
+fn excerpt(batch: &RecordBatch, row: usize) -> String {
+    let options = FormatOptions::default();
+    let text = batch.columns().iter().find(|column| column.is_valid(row)).and_then(|column| {
+        let formatter = ArrayFormatter::try_new(column.as_ref(), &options).ok()?;
+        Some(formatter.value(row).to_string())
+    });
+    let text = text.unwrap_or_default();
+    let mut line: String = text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(EXCERPT + 1).collect();
+    if line.chars().count() > EXCERPT {
+        line.pop();
+        line.push('…');
+    }
+    line
+}

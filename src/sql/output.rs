@@ -1,0 +1,164 @@
+//! Query results as text or as a file: in go record batches, out go bytes in one of four formats.
+
+use std::io::Write;
+use std::str::FromStr;
+
+use arrow::array::RecordBatch;
+use arrow::csv::WriterBuilder as CsvBuilder;
+use arrow::datatypes::{DataType, SchemaRef};
+use arrow::error::ArrowError;
+use arrow::json::writer::{LineDelimited, Writer as JsonWriter, WriterBuilder as JsonBuilder};
+use arrow::util::pretty::pretty_format_batches_with_schema;
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::properties::WriterProperties;
+
+use super::session::QueryRows;
+use crate::error::{BoxError, Error, Result, nearest};
+
+/// How rows are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OutputFormat {
+    /// A table for people, drawn when all rows are known: all rows are held in memory. The default.
+    #[default]
+    Table,
+    /// Comma-separated values with a header line; NULL is empty. Nested columns cannot be written.
+    Csv,
+    /// One JSON object a line; every column is present, NULL is `null`.
+    Json,
+    /// A Parquet file, compressed with Zstandard.
+    Parquet,
+}
+
+impl FromStr for OutputFormat {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "table" => Ok(Self::Table),
+            "csv" => Ok(Self::Csv),
+            "json" => Ok(Self::Json),
+            "parquet" => Ok(Self::Parquet),
+            other => {
+                let hint = nearest(other, ["table", "csv", "json", "parquet"]).map(|n| format!(", did you mean `{n}`?"));
+                let reason = format!("`{other}` is not one of table, csv, json, parquet{}", hint.unwrap_or_default());
+                Err(Error::InvalidOption { name: "format".to_owned(), reason })
+            }
+        }
+    }
+}
+
+/// Writes `batches`, all of `schema`, to `writer`. Without rows the header (csv), the empty table or the empty file is written.
+///
+/// # Errors
+/// [`Error::Query`] if a column's type has no form in `format` or if `writer` fails.
+pub fn write_batches<W: Write + Send>(format: OutputFormat, schema: &SchemaRef, batches: &[RecordBatch], writer: W) -> Result<()> {
+    let mut out = RowWriter::try_new(format, schema, writer)?;
+    for batch in batches {
+        out.write(batch)?;
+    }
+    out.finish()
+}
+
+/// Writes the rows of a query as they come and returns their number. [`OutputFormat::Table`] holds them until the last has come,
+/// the other formats hold one batch (Parquet: one row group).
+///
+/// # Errors
+/// As [`write_batches`] and [`QueryRows::next`].
+pub async fn write_rows<W: Write + Send>(format: OutputFormat, mut rows: QueryRows, writer: W) -> Result<u64> {
+    let mut out = RowWriter::try_new(format, &rows.schema(), writer)?;
+    let mut count = 0;
+    while let Some(batch) = rows.next().await? {
+        out.write(&batch)?;
+        count += batch.num_rows() as u64;
+    }
+    out.finish()?;
+    Ok(count)
+}
+
+enum RowWriter<W: Write + Send> {
+    Table { schema: SchemaRef, batches: Vec<RecordBatch>, writer: W },
+    Csv(Box<arrow::csv::Writer<W>>),
+    Json(Box<JsonWriter<W, LineDelimited>>),
+    Parquet(Box<ArrowWriter<W>>),
+}
+
+impl<W: Write + Send> RowWriter<W> {
+    fn try_new(format: OutputFormat, schema: &SchemaRef, writer: W) -> Result<Self> {
+        match format {
+            OutputFormat::Table => Ok(Self::Table { schema: schema.clone(), batches: vec![], writer }),
+            OutputFormat::Csv => {
+                if let Some(nested) = schema.fields().iter().find(|f| f.data_type().is_nested() && !is_dictionary(f.data_type())) {
+                    let reason = format!("column `{}` is {}, which csv cannot hold: use json", nested.name(), nested.data_type());
+                    return Err(Error::Query { reason, source: None });
+                }
+                let mut csv = CsvBuilder::new().with_header(true).build(writer);
+                // An empty batch writes the header, also where no rows follow.
+                csv.write(&RecordBatch::new_empty(schema.clone())).map_err(arrow_error)?;
+                Ok(Self::Csv(Box::new(csv)))
+            }
+            OutputFormat::Json => Ok(Self::Json(Box::new(JsonBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(writer)))),
+            OutputFormat::Parquet => {
+                let level = ZstdLevel::try_new(3).map_err(parquet_error)?;
+                let properties = WriterProperties::builder().set_compression(Compression::ZSTD(level)).build();
+                let parquet = ArrowWriter::try_new(writer, schema.clone(), Some(properties)).map_err(parquet_error)?;
+                Ok(Self::Parquet(Box::new(parquet)))
+            }
+        }
+    }
+
+    fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        match self {
+            Self::Table { batches, .. } => {
+                batches.push(batch.clone());
+                Ok(())
+            }
+            Self::Csv(csv) => csv.write(batch).map_err(arrow_error),
+            Self::Json(json) => json.write(batch).map_err(arrow_error),
+            Self::Parquet(parquet) => parquet.write(batch).map_err(parquet_error),
+        }
+    }
+
+    fn finish(self) -> Result<()> {
+        match self {
+            Self::Table { schema, batches, mut writer } => {
+                let table = pretty_format_batches_with_schema(schema, &batches).map_err(arrow_error)?;
+                writeln!(writer, "{table}").and_then(|()| writer.flush()).map_err(io_error)
+            }
+            Self::Csv(csv) => csv.into_inner().flush().map_err(io_error),
+            Self::Json(mut json) => {
+                json.finish().map_err(arrow_error)?;
+                json.into_inner().flush().map_err(io_error)
+            }
+            Self::Parquet(parquet) => parquet.into_inner().map_err(parquet_error)?.flush().map_err(io_error),
+        }
+    }
+}
+
+fn is_dictionary(kind: &DataType) -> bool {
+    matches!(kind, DataType::Dictionary(..))
+}
+
+/// The innermost IO error is kept reachable, so that a caller can tell a closed pipe from a full disk.
+fn failed(error: BoxError) -> Error {
+    Error::Query { reason: format!("its result cannot be written: {error}"), source: Some(error) }
+}
+
+fn io_error(error: std::io::Error) -> Error {
+    failed(Box::new(error))
+}
+
+fn arrow_error(error: ArrowError) -> Error {
+    match error {
+        ArrowError::IoError(_, inner) => io_error(inner),
+        other => failed(Box::new(other)),
+    }
+}
+
+fn parquet_error(error: ParquetError) -> Error {
+    match error {
+        ParquetError::External(inner) => failed(inner),
+        other => failed(Box::new(other)),
+    }
+}

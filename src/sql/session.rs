@@ -1,0 +1,166 @@
+//! A DataFusion session for queries that read: in go tables and SQL, out come streams of record batches.
+//!
+//! Statements that write or change the session (`COPY`, `INSERT`, `CREATE`, `SET`) are refused: the weights table has one writer.
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
+use datafusion::catalog::TableProvider;
+use datafusion::common::DataFusionError;
+use datafusion::datasource::MemTable;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::prelude::{SQLOptions, SessionConfig, SessionContext};
+use futures::TryStreamExt;
+use parquet::errors::ParquetError;
+
+use crate::error::{BoxError, Error, Result};
+
+/// Tables by name, and queries over them.
+pub struct SqlSession {
+    context: SessionContext,
+}
+
+impl std::fmt::Debug for SqlSession {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqlSession").field("session", &self.context.session_id()).finish_non_exhaustive()
+    }
+}
+
+impl SqlSession {
+    /// A session without tables whose scans run in `threads` partitions (at least one).
+    pub fn new(threads: usize) -> Self {
+        Self::with_config(SessionConfig::new().with_target_partitions(threads.max(1)))
+    }
+
+    /// A session with DataFusion's own options. `information_schema` is switched on, so that `SHOW TABLES` works.
+    pub fn with_config(mut config: SessionConfig) -> Self {
+        // DataFusion 55 loses rows of `min` and `max` over a column that some files lack, as any base column may be
+        // (https://github.com/apache/datafusion/issues/25147).
+        config.options_mut().optimizer.enable_aggregate_dynamic_filter_pushdown = false;
+        Self { context: SessionContext::new_with_config(config.with_information_schema(true)) }
+    }
+
+    /// DataFusion's context, for functions and settings of your own.
+    pub fn context(&self) -> &SessionContext {
+        &self.context
+    }
+
+    /// Makes `table` known as `name`; replaces a table of that name.
+    ///
+    /// # Errors
+    /// If DataFusion refuses the name.
+    pub fn register_table(&self, name: &str, table: Arc<dyn TableProvider>) -> Result<()> {
+        self.context.register_table(name, table).map_err(query_error)?;
+        Ok(())
+    }
+
+    /// Makes record batches in memory known as the table `name`; no batches is an empty table.
+    ///
+    /// # Errors
+    /// If a batch has another schema.
+    pub fn register_batches(&self, name: &str, schema: SchemaRef, batches: Vec<RecordBatch>) -> Result<()> {
+        let table = MemTable::try_new(schema, vec![batches]).map_err(query_error)?;
+        self.register_table(name, Arc::new(table))
+    }
+
+    /// Plans one statement and starts to run it. Rows come as they are found; without `ORDER BY` their order is not defined.
+    ///
+    /// # Errors
+    /// [`Error::Query`] for SQL that cannot be planned or that does not only read; an error that names the shard for a shard that
+    /// changed since it was weighed.
+    pub async fn query(&self, sql: &str) -> Result<QueryRows> {
+        let only_read = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        let frame = self.context.sql_with_options(sql, only_read).await.map_err(query_error)?;
+        let rows = frame.execute_stream().await.map_err(query_error)?;
+        Ok(QueryRows { rows })
+    }
+}
+
+/// The rows of a query, as they are found.
+pub struct QueryRows {
+    rows: SendableRecordBatchStream,
+}
+
+impl std::fmt::Debug for QueryRows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QueryRows").field("schema", &self.rows.schema()).finish_non_exhaustive()
+    }
+}
+
+impl QueryRows {
+    /// Names and types of the result's columns.
+    pub fn schema(&self) -> SchemaRef {
+        self.rows.schema()
+    }
+
+    /// The next rows; `None` after the last.
+    ///
+    /// # Errors
+    /// A shard that cannot be read, or a value the query cannot compute with.
+    pub async fn next(&mut self) -> Result<Option<RecordBatch>> {
+        self.rows.try_next().await.map_err(query_error)
+    }
+
+    /// All rows, in memory.
+    ///
+    /// # Errors
+    /// As [`QueryRows::next`].
+    pub async fn collect(mut self) -> Result<Vec<RecordBatch>> {
+        let mut batches = vec![];
+        while let Some(batch) = self.next().await? {
+            batches.push(batch);
+        }
+        Ok(batches)
+    }
+}
+
+/// Our own error if DataFusion carries one, else [`Error::Query`] with DataFusion's text.
+pub(super) fn query_error(error: DataFusionError) -> Error {
+    let reason = error.strip_backtrace();
+    match own_error(Box::new(error)) {
+        Ok(own) => own,
+        Err(source) => Error::Query { reason, source: Some(source) },
+    }
+}
+
+/// Unwraps the errors that DataFusion, Arrow and Parquet put around a reader's own.
+fn own_error(error: BoxError) -> std::result::Result<Error, BoxError> {
+    let error = match error.downcast::<Error>() {
+        Ok(own) => return Ok(*own),
+        Err(other) => other,
+    };
+    let error = match error.downcast::<DataFusionError>() {
+        Ok(wrapped) => {
+            return match *wrapped {
+                DataFusionError::External(inner) => own_error(inner),
+                DataFusionError::Context(_, inner) => own_error(inner),
+                DataFusionError::ParquetError(inner) => own_error(inner),
+                DataFusionError::ArrowError(inner, _) => own_error(inner),
+                DataFusionError::Shared(inner) => match Arc::try_unwrap(inner) {
+                    Ok(inner) => own_error(Box::new(inner)),
+                    Err(shared) => Err(Box::new(DataFusionError::Shared(shared))),
+                },
+                other => Err(Box::new(other)),
+            };
+        }
+        Err(other) => other,
+    };
+    let error = match error.downcast::<ParquetError>() {
+        Ok(wrapped) => {
+            return match *wrapped {
+                ParquetError::External(inner) => own_error(inner),
+                other => Err(Box::new(other)),
+            };
+        }
+        Err(other) => other,
+    };
+    match error.downcast::<ArrowError>() {
+        Ok(wrapped) => match *wrapped {
+            ArrowError::ExternalError(inner) => own_error(inner),
+            other => Err(Box::new(other)),
+        },
+        Err(other) => Err(other),
+    }
+}

@@ -1,0 +1,111 @@
+//! Every query over the merged table gives the rows the naive twin gives, however the scan is cut.
+
+use super::shards::{add_arrow, add_parquet, paged, parquet_lake, rows};
+use super::{Lake, assert_same, lines};
+
+const QUERIES: [&str; 31] = [
+    "select * from corpus",
+    "select weight from corpus",
+    "select id, weight from corpus",
+    "select id, text from corpus where weight > 0.9",
+    "select * from corpus where weight > 0.95",
+    "select id, tokens, weight from corpus where weight > 0.4 and source = 'source-1'",
+    "select id, text, lang from corpus where (weight > 0.9 or n < 20) and id between 3000 and 22500",
+    "select id, weight, lang, shard from corpus where id between 4990 and 5010",
+    "select id, meta['score'] as score, array_length(tokens) as k from corpus where weight > 0.8",
+    "select count(*) from corpus",
+    "select count(*), count(weight), sum(id), count(text), count(tokens), count(lang), count(n) from corpus",
+    "select min(weight), max(weight), min(id), max(id), min(n), max(n), min(score), max(score), max(source), max(harm_ref) from corpus",
+    "select source, count(*), count(weight), sum(n) from corpus group by source",
+    "select shard, count(*), count(weight), min(row), max(row) from corpus group by shard",
+    "select shard, count(*) from corpus where weight is null group by shard",
+    "select id, weight, source from corpus order by weight desc nulls last, id limit 10",
+    "select id, weight from corpus where weight > 0.5 order by id desc limit 10",
+    "select * from corpus where weight > 2",
+    "select id, lang, weight from corpus where lang is null and weight > 0.85",
+    "select count(*) from corpus where weight is null",
+    "select a.id, a.weight, a.text from corpus a join (select id from corpus where weight > 0.97) b on a.id = b.id",
+    "select id, r from (select id, source, row_number() over (partition by source order by weight desc nulls last, id) as r from corpus) where r <= 2",
+    "select id from corpus where weight > 0.9 except select id from corpus where weight > 0.95",
+    "select id, text from corpus where weight > cast(0.95 as real)",
+    "select harm_ref, safe_ref, count(*) from corpus where shard like 'b/%' group by harm_ref, safe_ref",
+    "select id, shard, row, model, shard_version from corpus where shard = 'a/indexed.parquet' and row between 990 and 1010",
+    "select row, push + pull + prior as s from corpus where harm_ref = 'harm2' and row < 40",
+    "select id from corpus where n is null and weight < 0.3",
+    "select id, source from corpus where source in ('source-0', 'source-4') and weight between 0.2 and 0.25",
+    "select id from corpus where id = 8801 or id = 22001 or id = 9800 or id = 4",
+    "select count(*), count(shard), max(shard) from corpus where shard > 'c'",
+];
+
+async fn same_as_twin(lake: &Lake) {
+    let schema = datafusion::catalog::TableProvider::schema(&lake.table().await.unwrap());
+    let twin = lake.twin(&schema);
+    for partitions in [1, 4, 16] {
+        let session = lake.session(partitions).await.unwrap();
+        for sql in QUERIES {
+            let expected = lines(&twin, sql).await.unwrap();
+            assert_same(&lines(&session, sql).await.unwrap(), &expected, &format!("{partitions} partitions: {sql}"));
+            // Once more, with the footers that the first run left behind.
+            assert_same(&lines(&session, sql).await.unwrap(), &expected, &format!("{partitions} partitions, again: {sql}"));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parquet_shards_of_every_shape() {
+    same_as_twin(&parquet_lake().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parquet_and_arrow_shards_together() {
+    let mut lake = parquet_lake().await;
+    add_arrow(&mut lake).await;
+    same_as_twin(&lake).await;
+}
+
+#[tokio::test]
+async fn a_limit_gives_that_many_rows_of_the_table() {
+    let mut lake = parquet_lake().await;
+    add_arrow(&mut lake).await;
+    let session = lake.session(4).await.unwrap();
+    let all = lines(&session, "select id, weight from corpus").await.unwrap();
+    for (sql, count) in
+        [("select id, weight from corpus limit 17", 17), ("select id, weight from corpus where weight > 0 limit 2500", 2500)]
+    {
+        let some = lines(&session, sql).await.unwrap();
+        assert_eq!(some.len(), count, "{sql}");
+        assert!(some.iter().all(|row| all.binary_search(row).is_ok()), "{sql}");
+    }
+    assert_eq!(lines(&session, "select weight from corpus limit 5").await.unwrap().len(), 5);
+    assert_eq!(lines(&session, "select 1 from corpus limit 5000").await.unwrap().len(), 5000);
+}
+
+#[tokio::test]
+async fn a_base_column_keeps_its_name_and_the_weight_gets_another() {
+    let mut lake = Lake::new();
+    add_parquet(&mut lake, "plain.parquet", rows(0..500, &["id", "text"]), 0..500, &[300, 200], paged(), true).await;
+    add_parquet(&mut lake, "taken.parquet", rows(500..900, &["id", "weight"]), 500..900, &[100, 300], paged(), true).await;
+    add_parquet(&mut lake, "later.parquet", rows(900..1000, &["weight", "id"]), 900..1000, &[100], paged(), false).await;
+    let schema = datafusion::catalog::TableProvider::schema(&lake.table().await.unwrap());
+    assert!(schema.index_of("pushpull_weight").unwrap() > schema.index_of("weight").unwrap());
+    let twin = lake.twin(&schema);
+    let session = lake.session(4).await.unwrap();
+    for sql in [
+        "select * from corpus",
+        "select pushpull_weight from corpus",
+        "select max(pushpull_weight), min(pushpull_weight), max(weight) from corpus",
+        "select id, weight, pushpull_weight, pull from corpus where pushpull_weight > 0.5 and (weight > 5500 or weight is null)",
+        "select pull from corpus where pushpull_weight > 0.6",
+    ] {
+        let expected = lines(&twin, sql).await.unwrap();
+        assert!(!expected.is_empty());
+        assert_same(&lines(&session, sql).await.unwrap(), &expected, sql);
+    }
+}
+
+#[tokio::test]
+async fn a_corpus_without_shards_is_an_empty_table() {
+    let lake = Lake::new();
+    let session = lake.session(2).await.unwrap();
+    assert_eq!(lines(&session, "select count(*), max(weight) from corpus").await.unwrap(), ["0 | NULL"]);
+}

@@ -1,0 +1,176 @@
+//! A place in an object store: an object, a prefix or a glob, with its store and the name it is shown by.
+
+use crate::error::{Error, Result};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use object_store::path::Path;
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use std::fmt;
+use std::sync::Arc;
+
+/// A place in an object store. Cheap to clone. Displays as the user wrote it.
+#[derive(Debug, Clone)]
+pub struct Location {
+    store: Arc<dyn ObjectStore>,
+    path: Path,
+    url: String,
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.url)
+    }
+}
+
+impl Location {
+    /// A location in a store that the caller built.
+    pub fn new(store: Arc<dyn ObjectStore>, path: Path, url: String) -> Self {
+        Self { store, path, url }
+    }
+
+    /// The store's client.
+    pub fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.store
+    }
+
+    /// The path inside the store.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A place below this one; `relative` is `/`-separated.
+    pub fn join(&self, relative: &str) -> Self {
+        let path = relative.split('/').filter(|part| !part.is_empty()).fold(self.path.clone(), |path, part| path.join(part));
+        Self { store: Arc::clone(&self.store), path, url: format!("{}/{relative}", self.url.trim_end_matches('/')) }
+    }
+
+    /// Whether `other` is in the same store at or below this place.
+    pub fn contains(&self, other: &Location) -> bool {
+        Arc::ptr_eq(&self.store, &other.store) && other.path.prefix_matches(&self.path)
+    }
+
+    /// Size, time and etag of the object.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] where there is no such object, and the store's other answers.
+    pub async fn head(&self) -> Result<ObjectMeta> {
+        self.store.head(&self.path).await.map_err(|e| self.error("read", e))
+    }
+
+    /// The whole object.
+    ///
+    /// # Errors
+    /// As [`head`](Self::head).
+    pub async fn read(&self) -> Result<Bytes> {
+        let result = self.store.get(&self.path).await.map_err(|e| self.error("read", e))?;
+        result.bytes().await.map_err(|e| self.error("read", e))
+    }
+
+    /// Every object below this prefix, sorted by path.
+    ///
+    /// # Errors
+    /// What the store answers. A prefix without objects is an empty list.
+    pub async fn list(&self) -> Result<Vec<ObjectMeta>> {
+        let listed = self.store.list(Some(&self.path)).try_collect::<Vec<_>>().await;
+        let mut objects = match listed {
+            Err(object_store::Error::NotFound { .. }) if self.is_local() => Vec::new(),
+            other => other.map_err(|e| self.error("list", e))?,
+        };
+        objects.sort_by(|a, b| a.location.as_ref().cmp(b.location.as_ref()));
+        Ok(objects)
+    }
+
+    /// Writes the object whole, replacing what was there.
+    ///
+    /// # Errors
+    /// What the store answers.
+    pub async fn write(&self, bytes: impl Into<PutPayload>) -> Result<()> {
+        self.store.put(&self.path, bytes.into()).await.map(drop).map_err(|e| self.error("write", e))
+    }
+
+    /// Writes an object whose name is derived from its content; one that exists already has that content.
+    ///
+    /// # Errors
+    /// What the store answers.
+    pub async fn write_immutable(&self, bytes: impl Into<PutPayload>) -> Result<()> {
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        match self.store.put_opts(&self.path, bytes.into(), options).await {
+            Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
+            Err(e) => Err(self.error("write", e)),
+        }
+    }
+
+    /// Reads every object below this prefix for which `wanted` holds, by its path relative to the prefix.
+    ///
+    /// # Errors
+    /// As [`list`](Self::list) and [`read`](Self::read).
+    pub async fn read_all(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<(String, Bytes)>> {
+        let mut names = Vec::new();
+        for object in self.list().await? {
+            if let Some(name) = relative(&self.path, &object.location).filter(|name| wanted(name)) {
+                names.push(name);
+            }
+        }
+        futures::stream::iter(names.into_iter().map(|name| async move {
+            let bytes = self.join(&name).read().await?;
+            Ok((name, bytes))
+        }))
+        .buffered(4)
+        .try_collect()
+        .await
+    }
+
+    /// Names this place in an answer of the store, with what to do about it.
+    pub fn error(&self, action: &'static str, error: object_store::Error) -> Error {
+        use object_store::Error as Store;
+        let location = self.url.clone();
+        match error {
+            Store::NotFound { .. } => Error::NotFound { location, help: "check the URL; a bucket must exist before it is used".into() },
+            Store::PermissionDenied { .. } | Store::Unauthenticated { .. } => Error::PermissionDenied {
+                location,
+                help: format!("the credentials in the environment may not {action} here"),
+                source: Box::new(error),
+            },
+            other => Error::Storage { location, action, source: Box::new(other) },
+        }
+    }
+
+    fn is_local(&self) -> bool {
+        !self.url.contains("://") || self.url.starts_with("file://")
+    }
+}
+
+/// Whether the text holds a glob character.
+pub fn is_glob(text: &str) -> bool {
+    text.contains(['*', '?', '[', '{'])
+}
+
+/// `path` relative to `prefix`, or `None` where it is not below it.
+pub(crate) fn relative(prefix: &Path, path: &Path) -> Option<String> {
+    let parts: Vec<_> = path.prefix_match(prefix)?.map(|part| part.as_ref().to_owned()).collect();
+    Some(parts.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use object_store::memory::InMemory;
+
+    #[tokio::test]
+    async fn immutable_objects_are_written_once() {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let place = Location::new(store, Path::from("models"), "memory://models".into()).join("a/b.bin");
+        place.write_immutable("one").await.unwrap();
+        place.write_immutable("two").await.unwrap();
+        assert_eq!(place.read().await.unwrap(), "one");
+        assert_eq!(place.path().as_ref(), "models/a/b.bin");
+    }
+
+    #[tokio::test]
+    async fn a_missing_object_is_named() {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let place = Location::new(store, Path::from("x"), "memory://x".into());
+        assert!(matches!(place.read().await, Err(Error::NotFound { location, .. }) if location == "memory://x"));
+        assert!(place.list().await.unwrap().is_empty());
+    }
+}

@@ -1,0 +1,15 @@
+//! URL in, object store out: local paths, `file://`, `s3://` (and S3-compatible endpoints), `gs://`, `az://`, and plain
+//! `http(s)://` for reading.
+//!
+//! Guarantees: one client per store and process, so connections are shared; every byte read is counted; an object is visible
+//! whole or not at all; credentials come from the environment and appear in no message. Memory: nothing is cached here.
+
+mod credentials;
+mod location;
+mod metered;
+mod stores;
+
+pub(crate) use location::relative;
+pub use location::{Location, is_glob};
+pub use metered::Traffic;
+pub use stores::Stores;

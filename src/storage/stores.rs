@@ -1,0 +1,154 @@
+//! One client per store: parses a URL and hands out a [`Location`] on the shared client.
+
+use super::credentials::Cloud;
+use super::location::Location;
+use super::metered::{MeteredStore, Traffic};
+use crate::error::{Error, Result};
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::http::HttpBuilder;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{BackoffConfig, ClientOptions, ObjectStore, ObjectStoreScheme, RetryConfig};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use url::Url;
+
+/// How often a failed request is tried again. Eight tries with a doubling pause outlast a throttled or restarting store; the
+/// time limit keeps a wrong endpoint from stalling a nightly run for longer than a minute.
+pub const DEFAULT_RETRIES: usize = 8;
+const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The object stores of one process.
+#[derive(Debug)]
+pub struct Stores {
+    clients: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
+    traffic: Arc<Traffic>,
+    base: PathBuf,
+}
+
+impl Stores {
+    /// Stores whose relative paths are taken from the directory `base` (the job file's own).
+    pub fn new(base: impl Into<PathBuf>) -> Self {
+        Self { clients: Mutex::default(), traffic: Arc::default(), base: base.into() }
+    }
+
+    /// Bytes and requests so far, over all stores.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
+    /// Opens a URL or a local path; nothing is requested yet.
+    ///
+    /// # Errors
+    /// An unknown scheme, a malformed URL, or a cloud URL without credentials in the environment.
+    pub fn open(&self, text: &str) -> Result<Location> {
+        let invalid = |reason: String| Error::InvalidOption { name: text.to_owned(), reason };
+        if !text.contains("://") {
+            return self.local(text, &self.base.join(text));
+        }
+        let url = Url::parse(text).map_err(|e| invalid(format!("not a URL: {e}")))?;
+        if url.password().is_some() {
+            let mut shown = url.clone();
+            let _ = shown.set_password(None);
+            return Err(Error::InvalidOption {
+                name: shown.to_string(),
+                reason: "keep credentials out of URLs: set them in the environment".into(),
+            });
+        }
+        let (scheme, path) = ObjectStoreScheme::parse(&url).map_err(|e| invalid(e.to_string()))?;
+        let key = format!("{}://{}", url.scheme(), url.authority());
+        let environment = |name: &str| std::env::var(name).ok();
+        let store: Arc<dyn ObjectStore> = match scheme {
+            ObjectStoreScheme::Local => {
+                let path = url.to_file_path().map_err(|()| invalid("not a local path".into()))?;
+                return self.local(text, &path);
+            }
+            ObjectStoreScheme::AmazonS3 => self.client(&key, || {
+                Cloud::Aws.require(text, environment)?;
+                let mut builder = AmazonS3Builder::from_env().with_url(&key).with_retry(retry());
+                if std::env::var("AWS_REGION").or_else(|_| std::env::var("AWS_DEFAULT_REGION")).is_err() {
+                    builder = builder.with_region("us-east-1");
+                }
+                Ok(Arc::new(builder.build().map_err(|e| invalid(e.to_string()))?))
+            })?,
+            ObjectStoreScheme::GoogleCloudStorage => self.client(&key, || {
+                Cloud::Google.require(text, environment)?;
+                let builder = GoogleCloudStorageBuilder::from_env().with_url(&key).with_retry(retry());
+                Ok(Arc::new(builder.build().map_err(|e| invalid(e.to_string()))?))
+            })?,
+            ObjectStoreScheme::MicrosoftAzure => self.client(&key, || {
+                Cloud::Azure.require(text, environment)?;
+                let builder = MicrosoftAzureBuilder::from_env().with_url(text).with_retry(retry());
+                Ok(Arc::new(builder.build().map_err(|e| invalid(e.to_string()))?))
+            })?,
+            ObjectStoreScheme::Http => self.client(&key, || {
+                let options = ClientOptions::new().with_allow_http(true);
+                let builder = HttpBuilder::new().with_url(&key).with_client_options(options).with_retry(retry());
+                Ok(Arc::new(builder.build().map_err(|e| invalid(e.to_string()))?))
+            })?,
+            _ => return Err(invalid("supported are local paths, file://, s3://, gs://, az:// and http(s)://".into())),
+        };
+        Ok(Location::new(store, path, text.to_owned()))
+    }
+
+    fn local(&self, text: &str, path: &std::path::Path) -> Result<Location> {
+        let invalid = |reason: String| Error::InvalidOption { name: text.to_owned(), reason };
+        let absolute = std::path::absolute(path).map_err(|e| invalid(e.to_string()))?;
+        let path = lexically_normal(&absolute);
+        let store = self.client("file://", || Ok(Arc::new(LocalFileSystem::new())))?;
+        let path = Path::parse(path.to_string_lossy().trim_matches('/')).map_err(|e| invalid(e.to_string()))?;
+        Ok(Location::new(store, path, text.to_owned()))
+    }
+
+    fn client(&self, key: &str, build: impl FnOnce() -> Result<Arc<dyn ObjectStore>>) -> Result<Arc<dyn ObjectStore>> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(store) = clients.get(key) {
+            return Ok(Arc::clone(store));
+        }
+        let store: Arc<dyn ObjectStore> = Arc::new(MeteredStore { inner: build()?, traffic: Arc::clone(&self.traffic) });
+        clients.insert(key.to_owned(), Arc::clone(&store));
+        Ok(store)
+    }
+}
+
+fn retry() -> RetryConfig {
+    RetryConfig { backoff: BackoffConfig::default(), max_retries: DEFAULT_RETRIES, retry_timeout: RETRY_TIMEOUT }
+}
+
+/// Resolves `.` and `..` without touching the disk: the path may not exist yet.
+fn lexically_normal(path: &std::path::Path) -> PathBuf {
+    use std::path::Component;
+    path.components().fold(PathBuf::new(), |mut normal, part| {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                normal.pop();
+            }
+            other => normal.push(other),
+        }
+        normal
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relative_paths_start_at_the_job_file() {
+        let stores = Stores::new("/lake/jobs");
+        assert_eq!(stores.open("../refs/./safe.parquet").unwrap().path().as_ref(), "lake/refs/safe.parquet");
+        assert_eq!(stores.open("file:///lake/x/").unwrap().path().as_ref(), "lake/x");
+        assert!(stores.open("ftp://host/x").is_err());
+    }
+
+    #[test]
+    fn a_password_in_a_url_is_refused_and_not_repeated() {
+        let error = Stores::new(".").open("https://me:hunter2@host/x").unwrap_err().to_string();
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+}

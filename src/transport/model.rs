@@ -1,0 +1,166 @@
+//! In: rows. Out: their row weights under one fixed model.
+//!
+//! A row's result depends on the row and the model alone, to the bit: not on the chunk it came in, its place there, the other
+//! rows, or the number of threads. Memory: both reference sets once more, and two tiles of similarities a thread.
+
+use ndarray::ArrayView2;
+use rayon::prelude::*;
+
+use super::cost::{PackedReferences, TILE_ROWS, check_rows, fill_tile};
+use super::options::{MAX_EPSILON, MIN_EPSILON};
+use super::potential::SoftTransform;
+use super::prior::Prior;
+use super::references::ReferenceSet;
+use super::weight::{RowWeight, density_ratio, score};
+use crate::error::{Error, Result};
+
+/// Everything a row's weight needs. Plain data: the fields are what is stored, [`TransportModel::validate`] says whether they fit
+/// together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TransportModel {
+    /// Trusted references `s_j`, the target of the pull.
+    pub safe: ReferenceSet,
+    /// Harmful references `h_k`, the source of the push.
+    pub harm: ReferenceSet,
+    /// `g_safe`, one number a safe reference, mean 0 under the masses; excludes `ε log q`.
+    pub safe_potential: Vec<f64>,
+    /// `g_harm`, one number a harmful reference, mean 0 under the masses; excludes `ε log q`.
+    pub harm_potential: Vec<f64>,
+    /// The learned prior h and its strength β.
+    pub prior: Prior,
+    /// ε, entropic smoothing, in units of the cost.
+    pub epsilon: f64,
+    /// λ, strength of the push.
+    pub push: f64,
+    /// τ, temperature of the weights, in units of the cost.
+    pub tau: f64,
+    /// Logarithm of the normaliser: the mean weight over the fit's sample is 1.
+    pub log_z: f64,
+    /// ρ, relaxation of the reference marginals the potentials were fitted with; None for exact marginals.
+    pub slack: Option<f64>,
+}
+
+impl TransportModel {
+    /// The model, where its parts fit together.
+    ///
+    /// # Errors
+    /// As [`TransportModel::validate`].
+    pub fn try_new(model: Self) -> Result<Self> {
+        model.validate()?;
+        Ok(model)
+    }
+
+    /// Checks lengths, ranges and finiteness.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] names the field as `model.<field>`.
+    pub fn validate(&self) -> Result<()> {
+        let check = |name: &str, fine: bool, reason: String| {
+            if fine { Ok(()) } else { Err(Error::InvalidOption { name: format!("model.{name}"), reason }) }
+        };
+        let (safe, harm) = (self.safe.dims(), self.harm.dims());
+        check("harm", safe == harm, format!("has {harm} dimensions but the safe references have {safe}"))?;
+        for (name, potential, set) in
+            [("safe_potential", &self.safe_potential, &self.safe), ("harm_potential", &self.harm_potential, &self.harm)]
+        {
+            check(name, potential.len() == set.len(), format!("has {} values for {} references", potential.len(), set.len()))?;
+            check(name, potential.iter().all(|g| g.is_finite()), "must be finite".into())?;
+        }
+        let Prior { coefficients, intercept, strength } = &self.prior;
+        check("prior", coefficients.len() == safe, format!("has {} coefficients for {safe} dimensions", coefficients.len()))?;
+        let finite = coefficients.iter().all(|c| c.is_finite()) && intercept.is_finite();
+        check("prior", finite && strength.is_finite() && *strength >= 0.0, "must be finite, its strength at least 0".into())?;
+        let fine = (MIN_EPSILON..=MAX_EPSILON).contains(&self.epsilon);
+        check("epsilon", fine, format!("must be in [{MIN_EPSILON}, {MAX_EPSILON}], found {}", self.epsilon))?;
+        check("push", self.push.is_finite() && self.push >= 0.0, format!("must be at least 0, found {}", self.push))?;
+        check("tau", self.tau.is_finite() && self.tau > 0.0, format!("must be positive, found {}", self.tau))?;
+        check("log_z", self.log_z.is_finite(), format!("must be finite, found {}", self.log_z))?;
+        check("slack", self.slack.is_none_or(|s| s.is_finite() && s >= 0.0), format!("must be at least 0, found {:?}", self.slack))
+    }
+
+    /// Weighs a chunk of rows: one [`RowWeight`] a row, in order. Runs on the current rayon pool.
+    ///
+    /// Chunks of a few hundred rows or more are best: rows are computed in tiles of [`TILE_ROWS`], and each
+    /// call lays the references out anew. For many small chunks keep a [`Weigher`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] where the model is not valid, the dimensions differ, or a row (named by its index) isn't a finite
+    /// unit or zero vector.
+    pub fn weigh(&self, rows: ArrayView2<'_, f32>) -> Result<Vec<RowWeight>> {
+        self.weigher()?.weigh(rows)
+    }
+
+    /// Prepares the model for weighing many chunks.
+    ///
+    /// # Errors
+    /// As [`TransportModel::validate`].
+    pub fn weigher(&self) -> Result<Weigher<'_>> {
+        self.validate()?;
+        Ok(Weigher {
+            model: self,
+            packed_safe: PackedReferences::new(&self.safe),
+            packed_harm: PackedReferences::new(&self.harm),
+            safe: SoftTransform::new(self.safe.masses(), &self.safe_potential, self.epsilon),
+            harm: SoftTransform::new(self.harm.masses(), &self.harm_potential, self.epsilon),
+        })
+    }
+}
+
+/// A model laid out for weighing. Holds a copy of both reference sets.
+#[derive(Debug)]
+pub struct Weigher<'a> {
+    model: &'a TransportModel,
+    packed_safe: PackedReferences,
+    packed_harm: PackedReferences,
+    safe: SoftTransform,
+    harm: SoftTransform,
+}
+
+impl Weigher<'_> {
+    /// Weighs a chunk of rows; see [`TransportModel::weigh`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] where the dimensions differ or a row (named by its index) isn't a finite unit or zero vector.
+    pub fn weigh(&self, rows: ArrayView2<'_, f32>) -> Result<Vec<RowWeight>> {
+        let dims = self.model.safe.dims();
+        check_rows(rows, dims)?;
+        let tiles: Vec<Vec<RowWeight>> = (0..rows.nrows().div_ceil(TILE_ROWS))
+            .into_par_iter()
+            .map_init(
+                || {
+                    let tile = |width: usize| vec![0.0f32; TILE_ROWS * width];
+                    (tile(dims), tile(self.packed_safe.padded()), tile(self.packed_harm.padded()))
+                },
+                |(buffer, safe, harm), tile| {
+                    let span = tile * TILE_ROWS..((tile + 1) * TILE_ROWS).min(rows.nrows());
+                    fill_tile(rows, span.clone(), buffer);
+                    self.packed_safe.similarities(buffer, safe)?;
+                    self.packed_harm.similarities(buffer, harm)?;
+                    Ok(self.weigh_tile(rows, span, safe, harm))
+                },
+            )
+            .collect::<Result<_>>()?;
+        Ok(tiles.into_iter().flatten().collect())
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "f32 is the output's type")]
+    fn weigh_tile(&self, rows: ArrayView2<'_, f32>, span: std::ops::Range<usize>, safe: &[f32], harm: &[f32]) -> Vec<RowWeight> {
+        let model = self.model;
+        let mut discarded = vec![0.0; self.packed_safe.padded().max(self.packed_harm.padded())];
+        span.zip(safe.chunks_exact(self.packed_safe.padded()).zip(harm.chunks_exact(self.packed_harm.padded())))
+            .map(|(row, (safe, harm))| {
+                let pull = self.safe.transform(safe, &mut discarded).value;
+                let push = self.harm.transform(harm, &mut discarded).value;
+                let prior = model.prior.term(rows.row(row));
+                RowWeight {
+                    weight: density_ratio(score(pull, push, model.push, prior), model.tau, model.log_z),
+                    pull: pull as f32,
+                    push: push as f32,
+                    prior: prior as f32,
+                    safe_ref: self.safe.nearest(safe),
+                    harm_ref: self.harm.nearest(harm),
+                }
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,103 @@
+//! In: what a fit measured. Out: the plain structs it reports, ready to be written as JSON.
+
+use serde::{Deserialize, Serialize};
+
+use super::model::TransportModel;
+
+/// A fitted model and how the fit went. Not converging is a result, never an error: the model is usable either way.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fit {
+    /// The model, with the potentials of the step whose residuals are reported.
+    pub model: TransportModel,
+    /// How the fit went.
+    pub report: FitReport,
+}
+
+/// One number a reference set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Residuals {
+    /// Marginal error `‖p − q‖₁` of the safe references, in `[0, 2]`. With slack: distance to the relaxed optimum.
+    pub safe: f64,
+    /// The same of the harmful references.
+    pub harm: f64,
+}
+
+/// Entropic transport cost before and after weighing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BeforeAfter {
+    /// Of the rows as the corpus has them (every row weight 1).
+    pub before: f64,
+    /// Of the weighted rows.
+    pub after: f64,
+}
+
+/// `OT_ε` of the fit rows to each reference set: `min ⟨P, C⟩ + ε KL(P ‖ a ⊗ q)`, the entropy taken relative to the product of
+/// the marginals, by its semi-dual value `Σ_i a_i f(x_i; g) + Σ_j q_j g_j`. That value is a lower bound, off by a term of second
+/// order in the marginal error. Always the balanced problem, also with slack, so that runs compare.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TransportCosts {
+    /// To the safe references; weighing should lower it.
+    pub safe: BeforeAfter,
+    /// To the harmful references; weighing should raise it.
+    pub harm: BeforeAfter,
+}
+
+/// How a fit went.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FitReport {
+    /// Rows of the sample.
+    pub rows: usize,
+    /// Rows the steps used.
+    pub fit_rows: usize,
+    /// Rows no step used.
+    pub held_out_rows: usize,
+    /// Whole-sample steps taken.
+    pub steps: usize,
+    /// Minibatch steps taken before them.
+    pub online_steps: u64,
+    /// Whether both residuals on the fit rows are below the threshold (the harmful one counts only where push > 0) and the
+    /// effective sample size is the one asked for. Judged on the fit rows, because on held-out rows sampling noise alone is
+    /// above any useful threshold for hundreds of references: compare `held_out` with `held_out_noise` for that.
+    pub converged: bool,
+    /// Where not converged: what happened and which option to change.
+    pub why_not: Option<String>,
+    /// Marginal errors over all fit rows, of the potentials in the model.
+    pub residuals: Residuals,
+    /// Marginal errors over the held-out rows; None where none was held out.
+    pub held_out: Option<Residuals>,
+    /// What sampling noise alone would make of `held_out` for a perfect potential:
+    /// `√(2/π) Σ_j √(Σ_i w_i² (π_ij − q_j)²)` over the held-out rows. A `held_out` well above it says the sample is too small.
+    pub held_out_noise: Option<Residuals>,
+    /// Effective sample size `(Σw)²/(N Σw²)` of the fit rows, in `(0, 1]`.
+    pub ess: f64,
+    /// Mean weight over all rows of the sample: 1 up to rounding.
+    pub mean_weight: f64,
+    /// Mean cost between sample and references, which the automatic options scale with.
+    pub mean_cost: f64,
+    /// The four transport costs.
+    pub transport_cost: TransportCosts,
+}
+
+/// Where a fit is, for a progress display.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FitProgress {
+    /// What is being done.
+    pub phase: FitPhase,
+    /// Steps done in this phase.
+    pub step: usize,
+    /// Steps at most in this phase.
+    pub max_steps: usize,
+    /// Residuals of the last step: over its minibatch in the online phase, over all fit rows after it.
+    pub residuals: Residuals,
+}
+
+/// The phases of a fit, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FitPhase {
+    /// Online dual updates over minibatches.
+    Online,
+    /// Whole-sample steps until convergence.
+    Whole,
+    /// The transport costs before and after weighing.
+    Costs,
+}

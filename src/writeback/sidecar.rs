@@ -1,0 +1,380 @@
+//! The sidecar file: its columns, its encoding and its name.
+
+use crate::error::{Error, Result};
+use crate::storage::Location;
+use crate::transport::RowWeight;
+use arrow::array::{ArrayRef, Float32Builder, Int64Array, RecordBatch, StringArray, StringBuilder};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use object_store::buffered::BufWriter;
+use parquet::arrow::AsyncArrowWriter;
+use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
+use std::iter::repeat_n;
+use std::sync::Arc;
+
+/// Version of the sidecar's columns and keys. It is part of the file's name, so a change never meets an old file.
+pub const SIDECAR_FORMAT: u32 = 1;
+/// Key of the base shard's size in bytes, by which a reader notices that the base was replaced.
+pub const BASE_SIZE_KEY: &str = "pushpull.base_size";
+/// Key of the base shard's version (etag, or size and time).
+pub const BASE_VERSION_KEY: &str = "pushpull.base_version";
+
+/// Rows encoded at once. Page boundaries follow it, so it is a constant and not the caller's chunk.
+const BLOCK_ROWS: usize = 65_536;
+
+/// The sidecar's columns in order: `shard`, `shard_version`, `model` (the same in every row), `row` (position in the shard), and
+/// the weight columns.
+pub const WEIGHT_COLUMNS: [&str; 10] =
+    ["shard", "shard_version", "model", "row", "weight", "pull", "push", "prior", "safe_ref", "harm_ref"];
+
+/// The Arrow schema of a sidecar. The numbers and the references are null for a row without text.
+pub fn sidecar_schema() -> SchemaRef {
+    let text = |name: &str, nullable| Field::new(name, DataType::Utf8, nullable);
+    let number = |name: &str| Field::new(name, DataType::Float32, true);
+    Arc::new(Schema::new(vec![
+        text("shard", false),
+        text("shard_version", false),
+        text("model", false),
+        Field::new("row", DataType::Int64, false),
+        number("weight"),
+        number("pull"),
+        number("push"),
+        number("prior"),
+        text("safe_ref", true),
+        text("harm_ref", true),
+    ]))
+}
+
+/// What a sidecar is the sidecar of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SidecarIdentity {
+    /// The shard's name (path relative to the corpus URL).
+    pub shard: String,
+    /// The shard's version.
+    pub shard_version: String,
+    /// The shard's size in bytes.
+    pub shard_size: u64,
+    /// Digest of the model that gave the weights.
+    pub model: String,
+}
+
+/// A sidecar's path below the output URL: `data/<hash of shard>/<hash of version and model>.parquet`. A new version of a shard
+/// or a new model never reuses a path.
+pub fn sidecar_path(identity: &SidecarIdentity) -> String {
+    let hash = |parts: &[&str]| {
+        let mut hasher = blake3::Hasher::new();
+        for part in parts {
+            hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+        }
+        hasher.finalize().to_hex()[..32].to_owned()
+    };
+    let format = SIDECAR_FORMAT.to_string();
+    format!("data/{}/{}.parquet", hash(&[&identity.shard]), hash(&[&identity.shard_version, &identity.model, &format]))
+}
+
+/// Names of the references, by the index that transport gives.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReferenceIds {
+    /// Safe references.
+    pub safe: Vec<String>,
+    /// Harmful references.
+    pub harm: Vec<String>,
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Receipt {
+    /// What the sidecar is the sidecar of.
+    pub identity: SidecarIdentity,
+    /// Path below the output URL.
+    pub path: String,
+    /// Bytes of the sidecar.
+    pub size: u64,
+    /// Rows of the shard.
+    pub rows: u64,
+    /// Rows that have a weight.
+    pub weighed: u64,
+    /// Sum of the weights.
+    pub weight_sum: f64,
+    /// Sum of the squared weights.
+    pub weight_square_sum: f64,
+    /// Smallest and largest weight, if any row has one.
+    pub weight_range: Option<(f32, f32)>,
+}
+
+/// Writes one sidecar, row by row in the shard's order.
+pub struct SidecarWriter {
+    writer: AsyncArrowWriter<BufWriter>,
+    location: Location,
+    ids: Arc<ReferenceIds>,
+    /// Row counts of the groups still to be filled, the current one first, without empty ones.
+    groups: std::vec::IntoIter<u64>,
+    left_in_group: u64,
+    pending: Vec<Option<RowWeight>>,
+    receipt: Receipt,
+}
+
+impl std::fmt::Debug for SidecarWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SidecarWriter").field("receipt", &self.receipt).finish_non_exhaustive()
+    }
+}
+
+impl SidecarWriter {
+    /// Starts the sidecar of a shard whose row groups have `rows_per_group` rows, below the `output` location.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the schema cannot be written.
+    pub fn try_new(output: &Location, identity: SidecarIdentity, rows_per_group: &[u64], ids: Arc<ReferenceIds>) -> Result<Self> {
+        let path = sidecar_path(&identity);
+        let location = output.join(&path);
+        let writer = BufWriter::new(Arc::clone(location.store()), location.path().clone());
+        let writer = AsyncArrowWriter::try_new(writer, sidecar_schema(), Some(properties(&identity)?))
+            .map_err(|e| Error::Internal(format!("sidecar schema: {e}")))?;
+        let mut groups = rows_per_group.iter().copied().filter(|&rows| rows > 0).collect::<Vec<_>>().into_iter();
+        let left_in_group = groups.next().unwrap_or(0);
+        let receipt = Receipt { identity, path, size: 0, rows: 0, weighed: 0, weight_sum: 0.0, weight_square_sum: 0.0, weight_range: None };
+        Ok(Self { writer, location, ids, groups, left_in_group, pending: Vec::new(), receipt })
+    }
+
+    /// Takes the weights of the next rows; `None` is a row without text.
+    ///
+    /// # Errors
+    /// [`Error::Shard`] if there are more rows than the shard's footer said, and what the store answers.
+    pub async fn write(&mut self, rows: &[Option<RowWeight>]) -> Result<()> {
+        let mut rest = rows;
+        while !rest.is_empty() {
+            if self.left_in_group == 0 {
+                return Err(self.miscounted("more rows than its footer says"));
+            }
+            let room = (BLOCK_ROWS - self.pending.len()).min(usize::try_from(self.left_in_group).unwrap_or(usize::MAX));
+            let (now, later) = rest.split_at(room.min(rest.len()));
+            self.pending.extend_from_slice(now);
+            self.left_in_group -= now.len() as u64;
+            rest = later;
+            if self.left_in_group == 0 {
+                self.encode_pending().await?;
+                self.writer.flush().await.map_err(|e| self.failed(e))?;
+                self.left_in_group = self.groups.next().unwrap_or(0);
+            } else if self.pending.len() == BLOCK_ROWS {
+                self.encode_pending().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows taken so far.
+    pub fn rows(&self) -> u64 {
+        self.receipt.rows + self.pending.len() as u64
+    }
+
+    /// Whether every row that the shard's footer announced was taken.
+    ///
+    /// # Errors
+    /// [`Error::Shard`] if rows are missing.
+    pub fn complete(&self) -> Result<()> {
+        if self.left_in_group > 0 { Err(self.miscounted("fewer rows than its footer says")) } else { Ok(()) }
+    }
+
+    /// Finishes the file; only now does the object appear.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete), and what the store answers.
+    pub async fn finish(mut self) -> Result<Receipt> {
+        self.complete()?;
+        self.writer.finish().await.map_err(|e| self.failed(e))?;
+        self.receipt.size = self.writer.bytes_written() as u64;
+        Ok(self.receipt)
+    }
+
+    /// Gives up; what was uploaded is discarded.
+    pub async fn abort(self) {
+        let location = self.location;
+        if let Err(error) = self.writer.into_inner().abort().await {
+            tracing::debug!(%location, %error, "abandoned upload was not cleaned up");
+        }
+    }
+
+    async fn encode_pending(&mut self) -> Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let batch = self.columns()?;
+        self.receipt.rows += self.pending.len() as u64;
+        for row in self.pending.drain(..).flatten() {
+            let weight = f64::from(row.weight);
+            self.receipt.weighed += 1;
+            self.receipt.weight_sum += weight;
+            self.receipt.weight_square_sum += weight * weight;
+            let (low, high) = self.receipt.weight_range.unwrap_or((row.weight, row.weight));
+            self.receipt.weight_range = Some((low.min(row.weight), high.max(row.weight)));
+        }
+        self.writer.write(&batch).await.map_err(|e| self.failed(e))
+    }
+
+    fn columns(&self) -> Result<RecordBatch> {
+        let rows = self.pending.len();
+        let constant = |text: &str| -> ArrayRef { Arc::new(StringArray::from_iter_values(repeat_n(text, rows))) };
+        let number = |of: fn(&RowWeight) -> f32| -> ArrayRef {
+            let mut column = Float32Builder::with_capacity(rows);
+            self.pending.iter().for_each(|row| column.append_option(row.as_ref().map(of)));
+            Arc::new(column.finish())
+        };
+        let names = |ids: &[String], of: fn(&RowWeight) -> u32| -> Result<ArrayRef> {
+            let mut column = StringBuilder::with_capacity(rows, rows * 8);
+            for row in &self.pending {
+                match row.as_ref().map(|row| of(row) as usize) {
+                    None => column.append_null(),
+                    Some(index) => column.append_value(ids.get(index).ok_or_else(|| Error::Internal(format!("no reference {index}")))?),
+                }
+            }
+            Ok(Arc::new(column.finish()))
+        };
+        let first = self.receipt.rows as i64;
+        let identity = &self.receipt.identity;
+        let columns = vec![
+            constant(&identity.shard),
+            constant(&identity.shard_version),
+            constant(&identity.model),
+            Arc::new(Int64Array::from_iter_values(first..first + rows as i64)),
+            number(|row| row.weight),
+            number(|row| row.pull),
+            number(|row| row.push),
+            number(|row| row.prior),
+            names(&self.ids.safe, |row| row.safe_ref)?,
+            names(&self.ids.harm, |row| row.harm_ref)?,
+        ];
+        RecordBatch::try_new(sidecar_schema(), columns).map_err(|e| Error::Internal(format!("sidecar columns: {e}")))
+    }
+
+    fn miscounted(&self, what: &str) -> Error {
+        Error::Shard { shard: self.receipt.identity.shard.clone(), row_group: None, reason: format!("holds {what}"), source: None }
+    }
+
+    fn failed(&self, error: parquet::errors::ParquetError) -> Error {
+        Error::Storage { location: self.location.to_string(), action: "write", source: Box::new(error) }
+    }
+}
+
+/// Encodings that every engine reads, statistics per page so that a predicate on the weight skips pages of the base as well.
+fn properties(identity: &SidecarIdentity) -> Result<WriterProperties> {
+    let column = |name: &str| ColumnPath::from(name);
+    let key = |name: &str, value: String| KeyValue::new(name.to_owned(), value);
+    let level = ZstdLevel::try_new(3).map_err(|e| Error::Internal(e.to_string()))?;
+    let mut properties = WriterProperties::builder()
+        .set_created_by(concat!("pushpull version ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_compression(Compression::ZSTD(level))
+        .set_max_row_group_row_count(None)
+        .set_statistics_enabled(EnabledStatistics::Page)
+        .set_column_encoding(column("row"), Encoding::DELTA_BINARY_PACKED)
+        .set_column_dictionary_enabled(column("row"), false)
+        .set_key_value_metadata(Some(vec![
+            key("pushpull.format", SIDECAR_FORMAT.to_string()),
+            key("pushpull.base", identity.shard.clone()),
+            key(BASE_VERSION_KEY, identity.shard_version.clone()),
+            key(BASE_SIZE_KEY, identity.shard_size.to_string()),
+            key("pushpull.model", identity.model.clone()),
+        ]));
+    for name in ["weight", "pull", "push", "prior"] {
+        properties = properties.set_column_dictionary_enabled(column(name), false);
+    }
+    Ok(properties.build())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use object_store::memory::InMemory;
+    use object_store::path::Path;
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+    fn row(i: usize) -> Option<RowWeight> {
+        let x = i as f32;
+        (i % 7 != 3).then_some(RowWeight {
+            weight: x / 100.0,
+            pull: x,
+            push: -x,
+            prior: 0.5,
+            safe_ref: (i % 2) as u32,
+            harm_ref: (i % 3) as u32,
+        })
+    }
+
+    async fn written(rows_per_group: &[u64], chunk: usize) -> (Receipt, bytes::Bytes) {
+        let output = Location::new(Arc::new(InMemory::new()), Path::from("out"), "memory://out".into());
+        let identity = SidecarIdentity { shard: "a/b.parquet".into(), shard_version: "v1".into(), shard_size: 99, model: "m".into() };
+        let ids = ReferenceIds { safe: vec!["s0".into(), "s1".into()], harm: vec!["h0".into(), "h1".into(), "h2".into()] };
+        let mut writer = SidecarWriter::try_new(&output, identity, rows_per_group, Arc::new(ids)).unwrap();
+        let rows: Vec<_> = (0..rows_per_group.iter().sum::<u64>() as usize).map(row).collect();
+        for part in rows.chunks(chunk) {
+            writer.write(part).await.unwrap();
+        }
+        let receipt = writer.finish().await.unwrap();
+        let bytes = output.join(&receipt.path).read().await.unwrap();
+        assert_eq!(receipt.size, bytes.len() as u64);
+        (receipt, bytes)
+    }
+
+    #[tokio::test]
+    async fn row_groups_are_the_bases_and_bytes_do_not_depend_on_chunks() {
+        let groups = [3, 0, 70_000, 1, 200];
+        let (receipt, bytes) = written(&groups, 64).await;
+        for chunk in [1, 4096, 100_000] {
+            assert!(written(&groups, chunk).await.1 == bytes, "chunk {chunk}");
+        }
+        let reader = ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap();
+        let counts: Vec<i64> = reader.metadata().row_groups().iter().map(|g| g.num_rows()).collect();
+        assert_eq!(counts, [3, 70_000, 1, 200]);
+        let mut i = 0;
+        for batch in reader.build().unwrap() {
+            let batch = batch.unwrap();
+            let weights = batch.column_by_name("weight").unwrap().as_any().downcast_ref::<arrow::array::Float32Array>().unwrap().clone();
+            let rows = batch.column_by_name("row").unwrap().as_any().downcast_ref::<Int64Array>().unwrap().clone();
+            let harm = batch.column_by_name("harm_ref").unwrap().as_any().downcast_ref::<StringArray>().unwrap().clone();
+            for k in 0..batch.num_rows() {
+                assert_eq!(rows.value(k), i as i64);
+                let expected = row(i);
+                assert_eq!(weights.iter().nth(k).unwrap(), expected.map(|r| r.weight));
+                assert_eq!(harm.iter().nth(k).unwrap().map(str::to_owned), expected.map(|r| format!("h{}", r.harm_ref)));
+                i += 1;
+            }
+        }
+        assert_eq!(i as u64, receipt.rows);
+        assert_eq!(receipt.weighed, (0..i).filter(|i| row(*i).is_some()).count() as u64);
+    }
+
+    #[tokio::test]
+    async fn a_shard_without_rows_has_a_sidecar_without_rows() {
+        let (receipt, bytes) = written(&[0], 10).await;
+        assert_eq!((receipt.rows, receipt.weight_range), (0, None));
+        assert_eq!(ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap().metadata().num_row_groups(), 0);
+    }
+
+    #[tokio::test]
+    async fn wrong_row_counts_are_refused() {
+        let output = Location::new(Arc::new(InMemory::new()), Path::from("out"), "memory://out".into());
+        let identity = SidecarIdentity { shard: "s".into(), shard_version: "v".into(), shard_size: 1, model: "m".into() };
+        let ids = Arc::new(ReferenceIds { safe: vec!["a".into(); 2], harm: vec!["b".into(); 3] });
+        let mut writer = SidecarWriter::try_new(&output, identity.clone(), &[2], Arc::clone(&ids)).unwrap();
+        assert!(writer.write(&[row(0), row(1), row(2)]).await.unwrap_err().to_string().contains("more rows"));
+        let mut writer = SidecarWriter::try_new(&output, identity, &[2], ids).unwrap();
+        writer.write(&[row(0)]).await.unwrap();
+        assert!(writer.finish().await.unwrap_err().to_string().contains("fewer rows"));
+        assert!(output.list().await.unwrap().is_empty());
+    }
+
+    #[test]
+    fn paths_change_with_version_and_model_and_share_the_shards_folder() {
+        let id = |version: &str, model: &str| SidecarIdentity {
+            shard: "s".into(),
+            shard_version: version.into(),
+            shard_size: 1,
+            model: model.into(),
+        };
+        let (a, b, c) = (sidecar_path(&id("1", "m")), sidecar_path(&id("2", "m")), sidecar_path(&id("1", "n")));
+        assert!(a != b && a != c && b != c);
+        assert_eq!(a[..37], b[..37]);
+    }
+}
