@@ -3,10 +3,10 @@
 
 use thiserror::Error;
 
-/// The cause of an [`Error`], kept as `source()`.
+/// The cause of an [`enum@Error`], kept as `source()`.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
-/// `Result` with the crate's [`Error`].
+/// `Result` with the crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, by what the caller can do about it.

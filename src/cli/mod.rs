@@ -29,16 +29,10 @@ pub fn main() -> ExitCode {
     match start(arguments) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            let mut shown = format!("error: {error}");
-            let mut cause = std::error::Error::source(&error);
-            while let Some(error) = cause {
-                shown.push_str(&format!("\n  caused by: {error}"));
-                cause = error.source();
-            }
-            eprintln!("{shown}");
+            eprintln!("error: {}", job::with_causes(&error));
             if json {
                 // A program that reads standard output finds the reason there as well.
-                let _ = print(&format!("{}\n", serde_json::json!({ "error": error.to_string() })));
+                let _ = print(&format!("{}\n", serde_json::json!({ "error": job::with_causes(&error) })));
             }
             ExitCode::from(FAILED)
         }

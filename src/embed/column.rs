@@ -127,3 +127,130 @@ impl<'a> Lists<'a> {
         Ok(RowVectors { vectors, present: self.spans.iter().map(Option::is_some).collect() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{
+        DictionaryArray, FixedSizeListBuilder, Float16Builder, Float32Builder, Float64Builder, Int32Array, LargeListBuilder,
+        LargeStringArray, ListBuilder, NullArray, StringArray, StringViewArray,
+    };
+    use arrow::datatypes::{Int8Type, Int32Type, UInt16Type};
+
+    use super::*;
+
+    const WORDS: [Option<&str>; 4] = [Some("one"), None, Some(""), Some("a longer text, past the inline length of a view")];
+
+    #[test]
+    fn texts_of_each_type() {
+        let strings = StringArray::from_iter(WORDS);
+        let arrays: [ArrayRef; 6] = [
+            Arc::new(strings.clone()),
+            Arc::new(LargeStringArray::from_iter(WORDS)),
+            Arc::new(StringViewArray::from_iter(WORDS)),
+            Arc::new(DictionaryArray::<Int32Type>::from_iter(WORDS)),
+            Arc::new(DictionaryArray::<UInt16Type>::from_iter(WORDS)),
+            // Null by value and not by key.
+            Arc::new(DictionaryArray::<Int8Type>::new(vec![0_i8, 1, 2, 3].into(), Arc::new(strings))),
+        ];
+        for array in &arrays {
+            assert_eq!(texts("shard", "text", array.as_ref()).unwrap(), WORDS, "{}", array.data_type());
+            let part = array.slice(1, 2);
+            assert_eq!(texts("shard", "text", part.as_ref()).unwrap(), WORDS[1..3], "a slice of {}", array.data_type());
+        }
+        assert_eq!(texts("shard", "text", &NullArray::new(2)).unwrap(), [None, None]);
+        let empty = DictionaryArray::<Int32Type>::from_iter([None::<&str>, None]);
+        assert_eq!(texts("shard", "text", &empty).unwrap(), [None, None]);
+    }
+
+    #[test]
+    fn other_types_are_refused_by_name() {
+        let message = texts("s3://lake/a.parquet", "n", &Int32Array::from(vec![1])).unwrap_err().to_string();
+        assert!(message.starts_with("s3://lake/a.parquet: column `n` is Int32; "), "{message}");
+        let message = vectors("a", "n", &Int32Array::from(vec![1])).unwrap_err().to_string();
+        assert!(message.contains("FixedSizeList"), "{message}");
+        let lists = ListBuilder::new(arrow::array::Int32Builder::new()).finish();
+        assert!(vectors("a", "n", &lists).unwrap_err().to_string().contains("lists of Int32"));
+    }
+
+    /// Builds `[[3, 4], null, [0, 0], [-1, 0]]` with any builder.
+    macro_rules! lists {
+        ($builder:expr, $number:expr) => {{
+            let mut builder = $builder;
+            for row in [Some([3.0, 4.0]), None, Some([0.0, 0.0]), Some([-1.0, 0.0])] {
+                for x in row.unwrap_or_default() {
+                    builder.values().append_value($number(x));
+                }
+                builder.append(row.is_some());
+            }
+            Arc::new(builder.finish()) as ArrayRef
+        }};
+    }
+
+    #[test]
+    fn vectors_of_each_type() {
+        let arrays = [
+            lists!(FixedSizeListBuilder::new(Float16Builder::new(), 2), f16::from_f32),
+            lists!(FixedSizeListBuilder::new(Float32Builder::new(), 2), |x| x),
+            lists!(FixedSizeListBuilder::new(Float64Builder::new(), 2), f64::from),
+            lists!(ListBuilder::new(Float16Builder::new()), f16::from_f32),
+            lists!(ListBuilder::new(Float32Builder::new()), |x| x),
+            lists!(ListBuilder::new(Float64Builder::new()), f64::from),
+            lists!(LargeListBuilder::new(Float16Builder::new()), f16::from_f32),
+            lists!(LargeListBuilder::new(Float32Builder::new()), |x| x),
+            lists!(LargeListBuilder::new(Float64Builder::new()), f64::from),
+        ];
+        for array in arrays {
+            if matches!(array.data_type(), DataType::FixedSizeList(_, _)) || array.len() == 4 {
+                let whole = vectors("shard", "vector", array.as_ref());
+                // A variable list may carry elements under a null row; they are not looked at.
+                let whole = whole.unwrap();
+                assert_eq!(whole.present, [true, false, true, true]);
+                assert_eq!(whole.vectors, ndarray::array![[0.6, 0.8], [0.0, 0.0], [0.0, 0.0], [-1.0, 0.0]], "{}", array.data_type());
+            }
+            let part = vectors("shard", "vector", array.slice(1, 3).as_ref()).unwrap();
+            assert_eq!(part.present, [false, true, true]);
+            assert_eq!(part.vectors, ndarray::array![[0.0, 0.0], [0.0, 0.0], [-1.0, 0.0]]);
+        }
+    }
+
+    fn list(rows: &[&[Option<f64>]]) -> ArrayRef {
+        let mut builder = ListBuilder::new(Float64Builder::new());
+        for row in rows {
+            row.iter().for_each(|x| builder.values().append_option(*x));
+            builder.append(true);
+        }
+        Arc::new(builder.finish())
+    }
+
+    #[test]
+    fn bad_vectors_name_their_row() {
+        let good: &[Option<f64>] = &[Some(1.0), Some(2.0)];
+        for (bad, what) in [
+            (&[Some(1.0)][..], "1 numbers in row 1 and 2 in row 0"),
+            (&[Some(1.0), None], "null element in row 1, position 1"),
+            (&[Some(1.0), Some(f64::NAN)], "not finite in row 1"),
+            (&[Some(f64::NAN), Some(1.0)], "not finite in row 1"),
+            (&[Some(f64::NEG_INFINITY), Some(1.0)], "not finite in row 1"),
+        ] {
+            let message = vectors("a.parquet", "v", list(&[good, bad]).as_ref()).unwrap_err().to_string();
+            assert!(message.contains(what), "{message}");
+        }
+        assert!(vectors("a.parquet", "v", list(&[&[]]).as_ref()).unwrap_err().to_string().contains("empty vector in row 0"));
+    }
+
+    #[test]
+    fn values_f32_cannot_hold_keep_their_direction() {
+        let got = vectors("a", "v", list(&[&[Some(3e300), Some(4e300)], &[Some(3e-300), Some(4e-300)]]).as_ref()).unwrap();
+        assert_eq!(got.vectors, ndarray::array![[0.6, 0.8], [0.6, 0.8]]);
+    }
+
+    #[test]
+    fn no_vector_at_all() {
+        let mut builder = ListBuilder::new(Float32Builder::new());
+        builder.append(false);
+        let got = vectors("a", "v", &builder.finish()).unwrap();
+        assert_eq!((got.vectors.dim(), got.present), ((1, 0), vec![false]));
+    }
+}

@@ -137,3 +137,155 @@ impl Tokens {
         model_error(&self.location, "the tokenizer failed".to_owned(), Some(source))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BUILTIN: &[u8] = include_bytes!("builtin/tokenizer.json");
+
+    fn builtin() -> &'static Tokens {
+        static TOKENS: std::sync::LazyLock<Tokens> =
+            std::sync::LazyLock::new(|| Tokens::load("builtin", "tokenizer.json", BUILTIN).unwrap());
+        &TOKENS
+    }
+
+    /// The same twice through one scratch, so that the cache is asked as well as filled.
+    #[track_caller]
+    fn same_as_the_library(text: &str, scratch: &mut Scratch) {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        builtin().library_ids(text, usize::MAX, &mut theirs).unwrap();
+        for _ in 0..2 {
+            builtin().ids_into(text, usize::MAX, scratch, &mut ours).unwrap();
+            assert_eq!(ours, theirs, "{text:?}");
+        }
+        for limit in [0, 1, theirs.len() / 2] {
+            builtin().ids_into(text, limit, scratch, &mut ours).unwrap();
+            assert_eq!(ours, theirs[..limit.min(theirs.len())], "{text:?}, limit {limit}");
+        }
+    }
+
+    #[test]
+    fn the_builtin_takes_the_fast_path() {
+        assert!(builtin().fast.is_some());
+        assert_eq!((builtin().len(), builtin().unknown()), (30522, Some(100)));
+        assert_eq!(builtin().specials().unwrap(), (vec![101], vec![102]));
+        assert_eq!(builtin().median_characters(), 6);
+    }
+
+    #[test]
+    fn every_ascii_character_alone_between_letters_and_doubled() {
+        let mut scratch = Scratch::default();
+        for c in (0..128_u8).map(char::from) {
+            for text in [c.to_string(), format!("ab{c}cd"), format!("a {c} b"), format!("{c}{c}x{c}"), format!("é{c}Über{c}")] {
+                same_as_the_library(&text, &mut scratch);
+            }
+        }
+    }
+
+    #[test]
+    fn every_piece_of_the_vocabulary_and_pairs_of_them() {
+        let mut scratch = Scratch::default();
+        let vocabulary = builtin().library.get_vocab(true);
+        let mut pieces: Vec<&str> = vocabulary.keys().map(String::as_str).collect();
+        pieces.sort_unstable();
+        for pair in pieces.chunks(7) {
+            same_as_the_library(&pair.join(" "), &mut scratch);
+            same_as_the_library(&pair.concat().replace("##", ""), &mut scratch);
+            same_as_the_library(&pair.concat().to_uppercase(), &mut scratch);
+        }
+    }
+
+    #[test]
+    fn awkward_texts() {
+        let mut scratch = Scratch::default();
+        let long = ["a".repeat(100), "a".repeat(101), "1".repeat(5000), "x".repeat(99) + "\u{7f}y", "é".repeat(200)];
+        for text in [
+            "",
+            " ",
+            "\u{b}\u{c}\u{85}\u{a0}\u{2003}",
+            "[CLS]",
+            "a[MASK]b [mask] [ MASK ] [MASK",
+            "[PAD][SEP]. [UNK]",
+            "é[SEP]ü",
+            "e\u{301} \u{301}e a\u{300}\u{301}b",
+            "中文 and 文字",
+            "don’t “quote”—dash…",
+            "İI ΣΑΣ ß ﬁ",
+            "\u{feff}bom\u{200b}zero\u{ad}soft",
+            "\u{fffd}\u{0}",
+            "👩‍👩‍👧 🇫🇷",
+        ]
+        .into_iter()
+        .chain(long.iter().map(String::as_str))
+        {
+            same_as_the_library(text, &mut scratch);
+        }
+    }
+
+    #[test]
+    fn the_golden_texts() {
+        let texts: Vec<String> = serde_json::from_str(include_str!("../../fixtures/embed/texts.json")).unwrap();
+        let mut scratch = Scratch::default();
+        texts.iter().for_each(|text| same_as_the_library(text, &mut scratch));
+    }
+
+    #[test]
+    fn the_cache_stays_bounded() {
+        let (mut scratch, mut ids) = (Scratch::default(), Vec::new());
+        for i in 0..2 * CACHED_STRETCHES {
+            builtin().ids_into(&format!("é{i}"), usize::MAX, &mut scratch, &mut ids).unwrap();
+            assert!(scratch.stretches.len() <= CACHED_STRETCHES);
+        }
+        builtin().ids_into(&"é".repeat(CACHED_BYTES), usize::MAX, &mut scratch, &mut ids).unwrap();
+        assert!(scratch.stretches.keys().all(|stretch| stretch.len() <= CACHED_BYTES));
+    }
+
+    #[test]
+    fn pipelines_that_could_differ_go_to_the_library() {
+        let json = std::str::from_utf8(BUILTIN).unwrap();
+        for (from, to) in [
+            (r#""clean_text":true"#, r#""clean_text":false"#),
+            (r#"{"type":"BertPreTokenizer"}"#, r#"{"type":"Whitespace"}"#),
+            (r#""normalized":false,"special":true"#, r#""normalized":true,"special":true"#),
+            (r#""content":"[MASK]""#, r#""content":"mask it""#),
+        ] {
+            assert!(json.contains(from), "{from}");
+            let other = Tokens::load("other", "tokenizer.json", json.replacen(from, to, 1).as_bytes()).unwrap();
+            assert!(other.fast.is_none(), "{to}");
+        }
+        let cased = json.replace(r#""lowercase":true"#, r#""lowercase":false"#);
+        let cased = Tokens::load("cased", "tokenizer.json", cased.as_bytes()).unwrap();
+        assert!(cased.fast.is_some());
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        cased.ids_into("Upper lower CAFÉ", usize::MAX, &mut Scratch::default(), &mut ours).unwrap();
+        cased.library_ids("Upper lower CAFÉ", usize::MAX, &mut theirs).unwrap();
+        assert_eq!(ours, theirs);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        #[test]
+        fn random_ascii(text in "[\\x00-\\x7f]{0,80}") {
+            same_as_the_library(&text, &mut Scratch::default());
+        }
+
+        #[test]
+        fn random_words(text in "([a-zA-Z]{1,12}[ ,.'\\-\n]{1,2}){0,12}") {
+            same_as_the_library(&text, &mut Scratch::default());
+        }
+
+        #[test]
+        fn random_unicode(text in "(\\PC|[a-z ]|[\u{80}-\u{3ff}]|[\u{300}-\u{36f}]|[\u{2000}-\u{206f}]|[\u{4e00}-\u{4e20}]| |\\[MASK\\]|\\[SEP){0,40}") {
+            same_as_the_library(&text, &mut Scratch::default());
+        }
+
+        #[test]
+        fn any_string(text in any::<String>()) {
+            same_as_the_library(&text, &mut Scratch::default());
+        }
+    }
+}

@@ -186,8 +186,8 @@ impl Transformer {
     pub(super) fn states(&self, texts: &[&[u32]]) -> Result<Vec<f32>> {
         let h = self.shape.hidden;
         let tokens: usize = texts.iter().map(|t| t.len()).sum();
-        // A matrix of one row would be summed in another order: never make one.
-        let rows = tokens.max(2);
+        // A matrix of one row, or a small one, could be summed in another order: never make one (see `product`).
+        let rows = tokens.max(if h > 64 { 2 } else { 65 });
         let mut states = vec![0.0; rows * h];
         self.embed(texts, &mut states)?;
         let mut qkv = vec![0.0; rows * 3 * h];
@@ -198,7 +198,7 @@ impl Transformer {
         for layer in &self.layers {
             layer.attention_in.apply(&states, &mut qkv)?;
             let mut at = 0;
-            for text in texts {
+            for text in texts.iter().filter(|t| !t.is_empty()) {
                 self.attend(&qkv[3 * h * at..], text.len(), &mut scores, &mut context[h * at..])?;
                 at += text.len();
             }

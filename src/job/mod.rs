@@ -24,7 +24,7 @@ pub use fit::{Fitted, fit_model, load_references, problem_digest};
 pub use plan::{Plan, PlannedShard, ShardState, plan};
 pub use query::sql_session;
 pub use references::{ReferenceRows, Side, check_disjoint};
-pub use report::{Quarantined, RunReport, Seconds, ShardCounts, WeighedRow};
+pub use report::{Quarantined, RunReport, Seconds, ShardCounts, WeighedRow, with_causes};
 pub use run::{fit, run, weigh};
 pub use sample::{SampledShard, draw};
 pub use weigh::{Extremes, Weighed, weigh_shards};

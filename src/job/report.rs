@@ -22,7 +22,7 @@ impl Quarantined {
     }
 }
 
-/// An error and its causes in one line.
+/// An error and its causes in one line; a cause that repeats what was said is left out.
 pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,16 +1,19 @@
 //! The table `corpus`: in go the shards of a corpus and their sidecars, out come scans that read no more objects than the columns
 //! of a query need.
 //!
-//! The objects a scan touches are chosen by its columns. Base columns only: the base shards. Weight columns only: the sidecars,
+//! The shards a scan touches are chosen by its filters on `shard`, the objects by its columns. Base columns only: the base shards. Weight columns only: the sidecars,
 //! and nothing of the base. Both: base and sidecar as one Parquet file. All of it is one stock Parquet scan; Arrow shards whose
 //! base columns are needed are streamed beside it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use arrow::datatypes::SchemaRef;
+use arrow::array::{Array, BooleanArray, RecordBatch, StringArray};
+use arrow::datatypes::{Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
-use datafusion::common::{Result as DfResult, ScalarValue, Statistics};
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::{Column, DFSchema, Result as DfResult, ScalarValue, Statistics};
 use datafusion::datasource::TableType;
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
@@ -56,7 +59,7 @@ impl CorpusTable {
     ///
     /// # Errors
     /// A shard that cannot be read, or a column whose types in two shards have nothing in common. A shard that changed since it
-    /// was weighed is not an error here but in a scan, so that its neighbours can still be listed.
+    /// was weighed is not an error here but in each scan that touches it.
     pub async fn try_new(corpus_store: Arc<dyn ObjectStore>, output_store: Arc<dyn ObjectStore>, shards: Vec<CorpusShard>) -> Result<Self> {
         let open = |listed: CorpusShard| {
             let base = StoredObject::new(Arc::clone(&corpus_store), listed.meta.clone(), &listed.name, Role::Base);
@@ -71,44 +74,45 @@ impl CorpusTable {
         Ok(Self { corpus_store, names: Arc::new(columns.names.clone()), columns: Arc::new(columns), shards })
     }
 
-    fn check_fresh(&self) -> Result<()> {
-        let mut stale = self.shards.iter().filter(|s| s.is_stale());
-        let Some(first) = stale.next() else { return Ok(()) };
-        let others = match stale.count() {
-            0 => String::new(),
-            n => format!(" (and {n} more)"),
-        };
-        let reason = format!("changed since it was weighed{others}: run `pushpull run` again");
-        Err(Error::Shard { shard: first.name().to_owned(), row_group: None, reason, source: None })
-    }
-
-    /// What a scan shows of `shard` if it needs base columns or weight columns; `None` if the shard must be streamed.
-    fn part(&self, shard: &Shard, needs: Needs) -> Option<Part> {
-        let weighed = shard.sidecar.is_some();
-        match (shard.is_parquet(), weighed) {
-            (true, true) if needs.base && needs.weights => Some(Part::Merged),
-            (_, true) if needs.weights && !needs.base => Some(Part::Sidecar),
-            (true, _) => Some(Part::Base { pruned: needs.pruned }),
-            (false, true) if !needs.base => Some(Part::Sidecar),
-            (false, _) => None,
+    /// The shards whose name meets the filters on the name; no other shard is touched by a scan.
+    fn named(&self, state: &dyn Session, filters: &[Expr]) -> DfResult<Vec<Arc<Shard>>> {
+        let names = self.shards.len();
+        let column = StringArray::from_iter_values(self.shards.iter().map(|s| s.name()));
+        let schema = Arc::new(Schema::new(vec![Arc::clone(&self.columns.shard)]));
+        let batch = RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(column)])?;
+        let schema = DFSchema::try_from(schema)?;
+        let mut kept = vec![true; names];
+        for filter in filters {
+            let columns = filter.column_refs();
+            if filter.is_volatile() || columns.is_empty() || columns.iter().any(|c| c.name() != self.columns.shard.name()) {
+                continue;
+            }
+            let bare = filter.clone().transform(|e| {
+                Ok(match e {
+                    Expr::Column(column) => Transformed::yes(Expr::Column(Column::new_unqualified(column.name))),
+                    other => Transformed::no(other),
+                })
+            })?;
+            // The filter stays above the scan, so one that cannot be computed here (it may hold a subquery) spares nothing.
+            let met = state.create_physical_expr(bare.data, &schema).and_then(|e| e.evaluate(&batch)?.into_array(names));
+            let Ok(met) = met else { continue };
+            let Some(met) = met.as_any().downcast_ref::<BooleanArray>() else { continue };
+            for (kept, met) in kept.iter_mut().zip(met) {
+                *kept &= met == Some(true);
+            }
         }
-    }
-
-    async fn load_sidecars(&self, needs: Needs) -> Result<()> {
-        let read = |shard: &Arc<Shard>| matches!(self.part(shard, needs), Some(Part::Sidecar | Part::Merged)).then(|| Arc::clone(shard));
-        let shards: Vec<_> = self.shards.iter().filter_map(read).collect();
-        stream::iter(shards).map(|shard| async move { shard.load_sidecar().await }).buffer_unordered(FOOTERS_AT_A_TIME).try_collect().await
+        Ok(self.shards.iter().zip(kept).filter(|(_, kept)| *kept).map(|(shard, _)| Arc::clone(shard)).collect())
     }
 
     fn parquet_scan(&self, state: &dyn Session, scan: &Scan<'_>) -> DfResult<Option<Arc<dyn ExecutionPlan>>> {
         let (mut files, mut statistics) = (vec![], vec![]);
-        for shard in &self.shards {
-            let Some(part) = self.part(shard, scan.needs) else { continue };
+        for shard in &scan.shards {
+            let Some(part) = part(shard, scan.needs) else { continue };
             let view = ShardView { shard: Arc::clone(shard), names: Arc::clone(&self.names), part };
             let name = ScalarValue::Utf8(Some(shard.name().to_owned()));
             let mut file = PartitionedFile::new_from_meta(view.object().map_err(external)?.meta().clone());
             file = file.with_partition_values(vec![name]).with_extension(view);
-            if let Some(known) = shard_statistics(shard, &self.columns, part != Part::Sidecar)? {
+            if let Some(known) = shard_statistics(shard, &self.columns, &scan.columns, part != Part::Sidecar)? {
                 file = file.with_statistics(Arc::new(known));
             }
             statistics.push(file.statistics.clone());
@@ -137,7 +141,7 @@ impl CorpusTable {
     }
 
     fn arrow_scan(&self, state: &dyn Session, scan: &Scan<'_>) -> DfResult<Option<Arc<dyn ExecutionPlan>>> {
-        let streamed: Vec<_> = self.shards.iter().filter(|s| self.part(s, scan.needs).is_none()).cloned().collect();
+        let streamed: Vec<_> = scan.shards.iter().filter(|s| part(s, scan.needs).is_none()).cloned().collect();
         if streamed.is_empty() {
             return Ok(None);
         }
@@ -155,6 +159,38 @@ impl CorpusTable {
     }
 }
 
+fn check_fresh(shards: &[Arc<Shard>]) -> Result<()> {
+    let mut stale = shards.iter().filter(|s| s.is_stale());
+    let Some(first) = stale.next() else { return Ok(()) };
+    let others = match stale.count() {
+        0 => String::new(),
+        n => format!(" (and {n} more)"),
+    };
+    let reason = format!("changed since it was weighed{others}: run `pushpull run` again");
+    Err(Error::Shard { shard: first.name().to_owned(), row_group: None, reason, source: None })
+}
+
+/// What a scan shows of `shard`; `None` if the shard must be streamed.
+fn part(shard: &Shard, needs: Needs) -> Option<Part> {
+    let weighed = shard.sidecar.is_some();
+    match (shard.is_parquet(), weighed) {
+        (true, true) if needs.base && needs.weights => Some(Part::Merged),
+        (_, true) if needs.weights && !needs.base => Some(Part::Sidecar),
+        (true, _) => Some(Part::Base { pruned: needs.pruned }),
+        (false, true) if !needs.base => Some(Part::Sidecar),
+        (false, _) => None,
+    }
+}
+
+async fn load_sidecars(shards: &[Arc<Shard>], needs: Needs) -> Result<()> {
+    let read = shards.iter().filter(|shard| matches!(part(shard, needs), Some(Part::Sidecar | Part::Merged)));
+    stream::iter(read.cloned().collect::<Vec<_>>())
+        .map(|shard| async move { shard.load_sidecar().await })
+        .buffer_unordered(FOOTERS_AT_A_TIME)
+        .try_collect()
+        .await
+}
+
 /// Which objects the columns of a scan need.
 #[derive(Debug, Clone, Copy)]
 struct Needs {
@@ -167,6 +203,9 @@ struct Needs {
 struct Scan<'a> {
     /// Columns of the table, in the order of the result.
     output: &'a [usize],
+    /// The columns of a scanned file that the result or a filter needs.
+    columns: Vec<usize>,
+    shards: Vec<Arc<Shard>>,
     needs: Needs,
     limit: Option<usize>,
 }
@@ -193,23 +232,25 @@ impl TableProvider for CorpusTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> DfResult<Arc<dyn ExecutionPlan>> {
-        self.check_fresh().map_err(external)?;
+        let shards = self.named(state, filters)?;
+        check_fresh(&shards).map_err(external)?;
         let all: Vec<usize> = (0..self.columns.table.fields().len()).collect();
         let output = projection.unwrap_or(&all);
-        let origin = |index: usize| self.columns.origin(index);
-        let columns = filters.iter().flat_map(Expr::column_refs);
-        let filtered: Vec<Origin> = columns.filter_map(|c| self.columns.table.index_of(c.name()).ok()).map(origin).collect();
-        let shown = |wanted: Origin| output.iter().any(|index| origin(*index) == wanted);
+        let filtered = filters.iter().flat_map(Expr::column_refs).filter_map(|c| self.columns.table.index_of(c.name()).ok());
+        let filtered: Vec<usize> = filtered.collect();
+        let uses = |columns: &[usize], wanted| columns.iter().any(|index| self.columns.origin(*index) == wanted);
         let needs = Needs {
-            base: shown(Origin::Base) || filtered.contains(&Origin::Base),
-            weights: shown(Origin::Sidecar) || filtered.contains(&Origin::Sidecar),
-            pruned: filtered.contains(&Origin::Base),
+            base: uses(output, Origin::Base) || uses(&filtered, Origin::Base),
+            weights: uses(output, Origin::Sidecar) || uses(&filtered, Origin::Sidecar),
+            pruned: uses(&filtered, Origin::Base),
         };
         // With a limit the first shards may do, so their sidecars are left to be opened one by one.
         if limit.is_none() {
-            self.load_sidecars(needs).await.map_err(external)?;
+            load_sidecars(&shards, needs).await.map_err(external)?;
         }
-        let scan = Scan { output, needs, limit };
+        let columns: BTreeSet<usize> = output.iter().chain(&filtered).map(|index| self.columns.scan_index(*index)).collect();
+        let columns = columns.into_iter().filter(|index| *index < self.columns.file.fields().len()).collect();
+        let scan = Scan { output, columns, shards, needs, limit };
         let mut plans: Vec<_> = [self.parquet_scan(state, &scan)?, self.arrow_scan(state, &scan)?].into_iter().flatten().collect();
         match (plans.len(), plans.pop()) {
             (_, None) => Ok(Arc::new(EmptyExec::new(Arc::new(self.columns.table.project(output)?)))),

@@ -118,17 +118,18 @@ impl StoredObject {
         self.footer.get()
     }
 
-    /// The Parquet footer with those page indexes that the file has.
+    /// The Parquet footer with those page indexes that the file has, kept once read.
     pub(super) async fn indexed(&self) -> Result<&Arc<ParquetMetaData>> {
-        self.indexed
-            .get_or_try_init(|| async {
-                let footer = self.footer().await?;
-                let mut reader =
-                    ParquetMetaDataReader::new_with_metadata(footer.as_ref().clone()).with_page_index_policy(PageIndexPolicy::Optional);
-                reader.load_page_index(Fetch(self)).await.map_err(|e| self.parquet_error(e))?;
-                Ok(Arc::new(reader.finish().map_err(|e| self.parquet_error(e))?))
-            })
-            .await
+        self.indexed.get_or_try_init(|| async { self.read_indexed().await.map(Arc::new) }).await
+    }
+
+    /// As [`Self::indexed`], for a caller that keeps what it makes of them.
+    pub(super) async fn read_indexed(&self) -> Result<ParquetMetaData> {
+        let footer = self.footer().await?;
+        let mut reader =
+            ParquetMetaDataReader::new_with_metadata(footer.as_ref().clone()).with_page_index_policy(PageIndexPolicy::Optional);
+        reader.load_page_index(Fetch(self)).await.map_err(|e| self.parquet_error(e))?;
+        reader.finish().map_err(|e| self.parquet_error(e))
     }
 
     /// A scan is cut into byte ranges of `[0, size)`, and a row group belongs to the range in which it starts: one that claims to

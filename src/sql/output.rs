@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::csv::WriterBuilder as CsvBuilder;
@@ -87,7 +88,7 @@ enum RowWriter<W: Write + Send> {
 impl<W: Write + Send> RowWriter<W> {
     fn try_new(format: OutputFormat, schema: &SchemaRef, writer: W) -> Result<Self> {
         match format {
-            OutputFormat::Table => Ok(Self::Table { schema: schema.clone(), batches: vec![], writer }),
+            OutputFormat::Table => Ok(Self::Table { schema: Arc::clone(schema), batches: vec![], writer }),
             OutputFormat::Csv => {
                 if let Some(nested) = schema.fields().iter().find(|f| f.data_type().is_nested() && !is_dictionary(f.data_type())) {
                     let reason = format!("column `{}` is {}, which csv cannot hold: use json", nested.name(), nested.data_type());
@@ -95,14 +96,14 @@ impl<W: Write + Send> RowWriter<W> {
                 }
                 let mut csv = CsvBuilder::new().with_header(true).build(writer);
                 // An empty batch writes the header, also where no rows follow.
-                csv.write(&RecordBatch::new_empty(schema.clone())).map_err(arrow_error)?;
+                csv.write(&RecordBatch::new_empty(Arc::clone(schema))).map_err(arrow_error)?;
                 Ok(Self::Csv(Box::new(csv)))
             }
             OutputFormat::Json => Ok(Self::Json(Box::new(JsonBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(writer)))),
             OutputFormat::Parquet => {
                 let level = ZstdLevel::try_new(3).map_err(parquet_error)?;
                 let properties = WriterProperties::builder().set_compression(Compression::ZSTD(level)).build();
-                let parquet = ArrowWriter::try_new(writer, schema.clone(), Some(properties)).map_err(parquet_error)?;
+                let parquet = ArrowWriter::try_new(writer, Arc::clone(schema), Some(properties)).map_err(parquet_error)?;
                 Ok(Self::Parquet(Box::new(parquet)))
             }
         }
@@ -131,7 +132,7 @@ impl<W: Write + Send> RowWriter<W> {
                 json.finish().map_err(arrow_error)?;
                 json.into_inner().flush().map_err(io_error)
             }
-            Self::Parquet(parquet) => parquet.into_inner().map_err(parquet_error)?.flush().map_err(io_error),
+            Self::Parquet(mut parquet) => parquet.finish().map(drop).map_err(parquet_error),
         }
     }
 }

@@ -23,6 +23,7 @@ use super::merge::{BasePart, check_alignment, compose};
 use super::object::StoredObject;
 use super::{CorpusShard, ShardFormat};
 use crate::error::{Error, Result};
+use crate::writeback::{BASE_SIZE_KEY, BASE_VERSION_KEY};
 
 /// A shard with its objects and what has been read of their metadata.
 #[derive(Debug)]
@@ -58,21 +59,38 @@ impl Shard {
         self.listed.sidecar.as_ref().is_some_and(|s| s.base_size != self.listed.meta.size || s.base_version != self.listed.version)
     }
 
-    /// Reads the sidecar's footer and compares its row groups with those of a Parquet base.
+    /// Reads the sidecar's footer and checks that it was made for this base: by its own word, and for a Parquet base by the row
+    /// counts of its row groups.
     pub(super) async fn load_sidecar(&self) -> Result<()> {
         let sidecar = self.weights()?.footer().await?;
+        self.check_identity(sidecar)?;
         match self.is_parquet() {
             true => check_alignment(self.name(), self.base.footer().await?, sidecar),
             false => Ok(()),
         }
     }
 
+    fn check_identity(&self, sidecar: &ParquetMetaData) -> Result<()> {
+        let Some(listed) = &self.listed.sidecar else { return Ok(()) };
+        let expected = [(BASE_SIZE_KEY, &listed.base_size.to_string()), (BASE_VERSION_KEY, &listed.base_version)];
+        for entry in sidecar.file_metadata().key_value_metadata().into_iter().flatten() {
+            let Some((_, expected)) = expected.iter().find(|(key, _)| *key == entry.key) else { continue };
+            if entry.value.as_ref() != Some(*expected) {
+                let found = entry.value.as_deref().unwrap_or_default();
+                return Err(self.weights()?.error(format!("its {} is {found}, published was {expected}", entry.key), None));
+            }
+        }
+        Ok(())
+    }
+
     /// Metadata of base and sidecar as one file.
     async fn merged(&self, names: &ServedNames) -> Result<Arc<ParquetMetaData>> {
         let load = || async {
-            let (base, sidecar) = tokio::try_join!(self.base.indexed(), self.weights()?.indexed())?;
-            let base = BasePart { metadata: base, size: self.base.size() };
-            compose(self.name(), Some(base), sidecar, names).map(Arc::new)
+            self.load_sidecar().await?;
+            let sidecar = self.weights()?;
+            let (base, sidecar) = tokio::try_join!(self.base.read_indexed(), sidecar.read_indexed())?;
+            let base = BasePart { metadata: &base, size: self.base.size() };
+            compose(self.name(), Some(base), &sidecar, names).map(Arc::new)
         };
         self.merged.get_or_try_init(load).await.cloned()
     }
@@ -81,7 +99,7 @@ impl Shard {
     async fn alone(&self, names: &ServedNames) -> Result<Arc<ParquetMetaData>> {
         let load = || async {
             self.load_sidecar().await?;
-            compose(self.name(), None, self.weights()?.indexed().await?, names).map(Arc::new)
+            compose(self.name(), None, &self.weights()?.read_indexed().await?, names).map(Arc::new)
         };
         self.alone.get_or_try_init(load).await.cloned()
     }

@@ -8,9 +8,11 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use datafusion::catalog::TableProvider;
-use datafusion::common::DataFusionError;
+use datafusion::common::{DataFusionError, TableReference};
 use datafusion::datasource::MemTable;
 use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::prelude::{SQLOptions, SessionConfig, SessionContext};
 use futures::TryStreamExt;
 use parquet::errors::ParquetError;
@@ -34,12 +36,26 @@ impl SqlSession {
         Self::with_config(SessionConfig::new().with_target_partitions(threads.max(1)))
     }
 
+    /// As [`SqlSession::new`], with a budget of `bytes` for what queries collect (sorts, groups, joins); sorts and groups beyond it
+    /// go to temporary files. Decoded batches on their way are not counted.
+    ///
+    /// # Errors
+    /// If no folder for temporary files can be used.
+    pub fn with_memory(threads: usize, bytes: usize) -> Result<Self> {
+        let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(FairSpillPool::new(bytes))).build_arc().map_err(query_error)?;
+        Ok(Self::build(SessionConfig::new().with_target_partitions(threads.max(1)), runtime))
+    }
+
     /// A session with DataFusion's own options. `information_schema` is switched on, so that `SHOW TABLES` works.
-    pub fn with_config(mut config: SessionConfig) -> Self {
+    pub fn with_config(config: SessionConfig) -> Self {
+        Self::build(config, Arc::default())
+    }
+
+    fn build(mut config: SessionConfig, runtime: Arc<RuntimeEnv>) -> Self {
         // DataFusion 55 loses rows of `min` and `max` over a column that some files lack, as any base column may be
         // (https://github.com/apache/datafusion/issues/25147).
         config.options_mut().optimizer.enable_aggregate_dynamic_filter_pushdown = false;
-        Self { context: SessionContext::new_with_config(config.with_information_schema(true)) }
+        Self { context: SessionContext::new_with_config_rt(config.with_information_schema(true), runtime) }
     }
 
     /// DataFusion's context, for functions and settings of your own.
@@ -47,12 +63,15 @@ impl SqlSession {
         &self.context
     }
 
-    /// Makes `table` known as `name`; replaces a table of that name.
+    /// Makes `table` known as `name`, to be written in SQL as it is (in double quotes if it has capitals); replaces a table of that
+    /// name.
     ///
     /// # Errors
     /// If DataFusion refuses the name.
     pub fn register_table(&self, name: &str, table: Arc<dyn TableProvider>) -> Result<()> {
-        self.context.register_table(name, table).map_err(query_error)?;
+        let reference = TableReference::bare(name);
+        self.context.deregister_table(reference.clone()).map_err(query_error)?;
+        self.context.register_table(reference, table).map_err(query_error)?;
         Ok(())
     }
 

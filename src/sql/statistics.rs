@@ -18,29 +18,45 @@ use super::merge::compose;
 use super::reader::{Shard, external};
 
 /// Statistics of `shard` over the columns of a scanned file, from its base's footer if `base` and from its sidecar's if that has
-/// been read; `None` if the row count is not known.
-pub(super) fn shard_statistics(shard: &Shard, columns: &CorpusColumns, base: bool) -> DfResult<Option<Statistics>> {
+/// been read; `None` if the row count is not known. Only the columns `wanted` are looked at: a corpus may have very many shards.
+pub(super) fn shard_statistics(shard: &Shard, columns: &CorpusColumns, wanted: &[usize], base: bool) -> DfResult<Option<Statistics>> {
     let base = shard.base.known_footer().filter(|_| base);
-    let sidecar = match shard.sidecar.as_ref().and_then(|s| s.known_footer()) {
-        Some(footer) => Some(compose(shard.name(), None, footer, &columns.names).map_err(external)?),
-        None => None,
+    let sidecar = shard.sidecar.as_ref().and_then(|s| s.known_footer());
+    let Some(rows) = base.or(sidecar).map(|footer| footer.row_groups().iter().map(|g| g.num_rows()).sum::<i64>()) else {
+        return Ok(None);
     };
-    let base = base.map(|footer| believable(footer, columns, false)).transpose()?;
-    let weights = sidecar.map(|footer| believable(&footer, columns, true)).transpose()?;
-    let Some(num_rows) = base.as_ref().or(weights.as_ref()).map(|s| s.num_rows) else { return Ok(None) };
-    let column = |index: usize| {
-        let part = if columns.is_base(index) || shard.sidecar.is_none() { &base } else { &weights };
-        part.as_ref().and_then(|s| s.column_statistics.get(index).cloned()).unwrap_or_default()
-    };
-    let column_statistics = (0..columns.file.fields().len()).map(column).collect();
-    Ok(Some(Statistics { num_rows, total_byte_size: Precision::Absent, column_statistics }))
+    let mut statistics = Statistics::new_unknown(&columns.file);
+    statistics.num_rows = usize::try_from(rows).map_or(Precision::Absent, Precision::Exact);
+    // Without a sidecar the base answers for the weight columns: it has none of them, so they are all NULL.
+    let (of_base, of_sidecar): (Vec<_>, Vec<_>) = wanted.iter().partition(|i| columns.is_base(**i) || shard.sidecar.is_none());
+    let mut known = vec![];
+    if let Some(footer) = base {
+        known.extend(believable(footer, columns, of_base, false)?);
+    }
+    if let Some(footer) = sidecar.filter(|_| !of_sidecar.is_empty()) {
+        let footer = compose(shard.name(), None, footer, &columns.names).map_err(external)?;
+        known.extend(believable(&footer, columns, of_sidecar, true)?);
+    }
+    for (index, column) in known {
+        if let Some(place) = statistics.column_statistics.get_mut(index) {
+            *place = column;
+        }
+    }
+    Ok(Some(statistics))
 }
 
-fn believable(footer: &ParquetMetaData, columns: &CorpusColumns, ours: bool) -> DfResult<Statistics> {
+/// The statistics of the columns `wanted` (places in a scanned file) as far as `footer` can be believed; `ours`: a sidecar's.
+fn believable(
+    footer: &ParquetMetaData,
+    columns: &CorpusColumns,
+    wanted: Vec<usize>,
+    ours: bool,
+) -> DfResult<impl Iterator<Item = (usize, ColumnStatistics)>> {
     let file = footer.file_metadata();
     let found = parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata())?;
-    let mut statistics = DFParquetMetadata::statistics_from_parquet_metadata(footer, &columns.file)?;
-    for (field, column) in columns.file.fields().iter().zip(&mut statistics.column_statistics) {
+    let schema = Arc::new(columns.file.project(&wanted)?);
+    let mut statistics = DFParquetMetadata::statistics_from_parquet_metadata(footer, &schema)?;
+    for (field, column) in schema.fields().iter().zip(&mut statistics.column_statistics) {
         let same_type = found.field_with_name(field.name()).map_or(true, |f| f.data_type() == field.data_type());
         let floating = matches!(field.data_type(), DataType::Float16 | DataType::Float32 | DataType::Float64);
         if !same_type || field.data_type().is_nested() {
@@ -55,7 +71,7 @@ fn believable(footer: &ParquetMetaData, columns: &CorpusColumns, ours: bool) -> 
             }
         }
     }
-    Ok(statistics)
+    Ok(wanted.into_iter().zip(statistics.column_statistics))
 }
 
 /// Whether each row group states the bounds of `column` or has nothing but nulls in it.

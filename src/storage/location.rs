@@ -124,20 +124,31 @@ impl Location {
     pub fn error(&self, action: &'static str, error: object_store::Error) -> Error {
         use object_store::Error as Store;
         let location = self.url.clone();
-        match error {
-            Store::NotFound { .. } => Error::NotFound { location, help: "check the URL; a bucket must exist before it is used".into() },
-            Store::PermissionDenied { .. } | Store::Unauthenticated { .. } => Error::PermissionDenied {
+        let status = status_of(&error);
+        match (&error, status) {
+            (Store::NotFound { .. }, _) | (_, Some(404)) => {
+                let help = if error.to_string().contains("NoSuchBucket") { "there is no such bucket" } else { "check the URL" };
+                Error::NotFound { location, help: help.into() }
+            }
+            (Store::PermissionDenied { .. } | Store::Unauthenticated { .. }, _) | (_, Some(401 | 403)) => Error::PermissionDenied {
                 location,
-                help: format!("the credentials in the environment may not {action} here"),
+                help: format!("the credentials in the environment are wrong, or may not {action} here"),
                 source: Box::new(error),
             },
-            other => Error::Storage { location, action, source: Box::new(other) },
+            _ => Error::Storage { location, action, source: Box::new(error) },
         }
     }
 
     fn is_local(&self) -> bool {
         !self.url.contains("://") || self.url.starts_with("file://")
     }
+}
+
+/// The HTTP status behind an answer that the client has no name for (a listing's, for one); it is only told in words.
+fn status_of(error: &object_store::Error) -> Option<u16> {
+    let text = error.to_string();
+    let (_, status) = text.split_once("non-2xx status code: ")?;
+    status.get(..3)?.parse().ok()
 }
 
 /// Whether the text holds a glob character.
@@ -164,6 +175,17 @@ mod tests {
         place.write_immutable("two").await.unwrap();
         assert_eq!(place.read().await.unwrap(), "one");
         assert_eq!(place.path().as_ref(), "models/a/b.bin");
+    }
+
+    #[test]
+    fn an_answer_in_words_is_understood() {
+        let place = Location::new(Arc::new(InMemory::new()), Path::from("x"), "s3://lake/x/".into());
+        let generic = |text: &str| object_store::Error::Generic { store: "S3", source: text.to_owned().into() };
+        let missing = place.error("list", generic("Server returned non-2xx status code: 404 Not Found: <Code>NoSuchBucket</Code>"));
+        assert!(matches!(&missing, Error::NotFound { help, .. } if help.contains("bucket")), "{missing}");
+        let denied = place.error("list", generic("Server returned non-2xx status code: 403 Forbidden: <Code>AccessDenied</Code>"));
+        assert!(matches!(denied, Error::PermissionDenied { .. }));
+        assert!(matches!(place.error("list", generic("connection reset")), Error::Storage { .. }));
     }
 
     #[tokio::test]

@@ -12,8 +12,6 @@
 //! discrete target. It stays finite where `p_j = 0`, needs no step size tuned to the cost, and η = 1 on the whole sample is one
 //! plain Sinkhorn step. For κ < 1 the mix keeps the fixed point of the damped problem at every η; κ = 0 gives `g = 0`.
 
-use serde::{Deserialize, Serialize};
-
 /// Smallest `p/q` a full step may see; keeps the logarithm finite where no row is near a reference.
 const SMALLEST_RATIO: f64 = 1e-300;
 
@@ -22,6 +20,14 @@ const LARGEST_RATE: f64 = 0.9;
 
 /// Decay of the online rate, `η_t = t^−0.6`: slow enough to reach the solution, fast enough that its sum of squares is finite.
 const RATE_DECAY: f64 = 0.6;
+
+/// Relaxation of the harmful side's step, whose term is concave in the row weights.
+pub(super) const HARM_STEP: f64 = 0.5;
+
+/// Rate of a whole-sample step of the safe side: full for τ ≥ ε, less where the row weights would overshoot.
+pub(super) fn safe_step(epsilon: f64, tau: f64) -> f64 {
+    (2.0 / (1.0 + epsilon / tau)).min(1.0)
+}
 
 /// κ = ρ/(ρ+ε): 1 where the reference marginal is exact, 0 where transport is off.
 pub(super) fn damping(slack: Option<f64>, epsilon: f64) -> f64 {
@@ -86,26 +92,20 @@ pub(super) fn residual(potential: &[f64], marginal: &[f64], masses: &[f64], slac
     }
 }
 
-/// The state of the online update: everything a later run needs to go on where this one stopped.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct DualState {
-    /// Current potential of the safe references.
-    pub safe: Vec<f64>,
-    /// Current potential of the harmful references.
-    pub harm: Vec<f64>,
-    /// Running average of `safe`, the one to use.
-    pub averaged_safe: Vec<f64>,
-    /// Running average of `harm`, the one to use.
-    pub averaged_harm: Vec<f64>,
-    /// Minibatches seen, which sets the rate of the next: `t^−0.6`.
-    pub steps: u64,
+/// The state of the online phase: current potentials and their running averages.
+#[derive(Debug)]
+pub(super) struct DualState {
+    pub(super) safe: Vec<f64>,
+    pub(super) harm: Vec<f64>,
+    pub(super) averaged_safe: Vec<f64>,
+    pub(super) averaged_harm: Vec<f64>,
+    /// Minibatches seen, which sets the rate of the next.
+    pub(super) steps: u64,
 }
 
 impl DualState {
-    /// Starts from potentials; `steps` says how many minibatches they are worth (0 for none: the first batch then counts most).
-    #[must_use]
-    pub fn new(safe: Vec<f64>, harm: Vec<f64>, steps: u64) -> Self {
-        Self { averaged_safe: safe.clone(), averaged_harm: harm.clone(), safe, harm, steps }
+    pub(super) fn new(safe: Vec<f64>, harm: Vec<f64>) -> Self {
+        Self { averaged_safe: safe.clone(), averaged_harm: harm.clone(), safe, harm, steps: 0 }
     }
 
     /// Folds the newest potentials into the averages.

@@ -1,6 +1,6 @@
 //! Push-pull optimal transport: rows of a corpus and two sets of references in, one weight a row out.
 //!
-//! **In**: unit vectors (a sample of the corpus for [`fit`], any rows for [`TransportModel::weigh`]), safe and harmful
+//! **In**: unit vectors (a sample of the corpus for [`fit()`], any rows for [`TransportModel::weigh`]), safe and harmful
 //! [`ReferenceSet`]s, [`TransportOptions`]. **Out**: a [`TransportModel`] with a [`FitReport`], and a [`RowWeight`] for every
 //! row. Pure: no IO, no clock, no async; every random choice comes from the seed.
 //!
@@ -18,7 +18,7 @@
 //! number of threads. A fit is the same for any number of threads. (Two kinds of processor may differ in the last digits of
 //! matrix products.) Nothing becomes NaN or infinite for finite input.
 //!
-//! **Memory.** Weighing: a copy of the references and a few hundred kilobytes a thread. Fitting: the sample, and costs up to
+//! **Memory.** Weighing: a copy of the references, and `128 × (dims + references) × 4` bytes a thread. Fitting: the sample, and costs up to
 //! [`TransportOptions::cost_cache_bytes`].
 //!
 //! | file | noun |
@@ -32,7 +32,9 @@
 //! | `temperature` | τ from an effective sample size |
 //! | `weight` | a row's weight in closed form |
 //! | `sample` | passes over the sample of a fit |
+//! | `solver` | potentials and temperature of a sample |
 //! | `options`, `fit`, `report` | what a fit is told, does, and says |
+//! | `observed` | what weighed rows say about the model |
 //! | `model` | a fitted model that weighs rows |
 //!
 //! ```
@@ -55,21 +57,23 @@ mod fit;
 mod model;
 #[cfg(test)]
 mod naive;
+mod observed;
 mod options;
 mod potential;
 mod prior;
 mod references;
 mod report;
 mod sample;
+mod solver;
 mod temperature;
 #[cfg(test)]
 mod tests;
 mod weight;
 
 pub use cost::{TILE_ROWS, UNIT_TOLERANCE};
-pub use dual::DualState;
 pub use fit::fit;
 pub use model::{TransportModel, Weigher};
+pub use observed::Observed;
 pub use options::{
     AUTO_EPSILON_PER_COST, AUTO_PRIOR_PER_COST, Auto, DEFAULT_COST_CACHE_BYTES, DEFAULT_EFFECTIVE_FRACTION, DEFAULT_EPOCHS,
     DEFAULT_HELD_OUT, DEFAULT_MAX_STEPS, DEFAULT_MINIBATCH_ROWS, DEFAULT_PUSH, DEFAULT_THRESHOLD, HELD_OUT_MIN_SAMPLE, MAX_EPSILON,

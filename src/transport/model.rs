@@ -3,14 +3,18 @@
 //! A row's result depends on the row and the model alone, to the bit: not on the chunk it came in, its place there, the other
 //! rows, or the number of threads. Memory: both reference sets once more, and two tiles of similarities a thread.
 
+use std::ops::Range;
+
 use ndarray::ArrayView2;
 use rayon::prelude::*;
 
 use super::cost::{PackedReferences, TILE_ROWS, check_rows, fill_tile};
+use super::observed::Observed;
 use super::options::{MAX_EPSILON, MIN_EPSILON};
 use super::potential::SoftTransform;
 use super::prior::Prior;
 use super::references::ReferenceSet;
+use super::sample::Marginal;
 use super::weight::{RowWeight, density_ratio, score};
 use crate::error::{Error, Result};
 
@@ -122,45 +126,106 @@ impl Weigher<'_> {
     /// # Errors
     /// [`Error::InvalidOption`] where the dimensions differ or a row (named by its index) isn't a finite unit or zero vector.
     pub fn weigh(&self, rows: ArrayView2<'_, f32>) -> Result<Vec<RowWeight>> {
+        Ok(self.tiles(rows, false)?.into_iter().flat_map(|tile| tile.weights).collect())
+    }
+
+    /// Weighs a chunk of rows, with the same bits as [`Weigher::weigh`], and adds what they say about the model to `observed`.
+    /// Costs about a tenth more time.
+    ///
+    /// # Errors
+    /// As [`Weigher::weigh`]; [`Error::Internal`] where `observed` was made for other references. Nothing is added then.
+    pub fn weigh_observed(&self, rows: ArrayView2<'_, f32>, observed: &mut Observed) -> Result<Vec<RowWeight>> {
+        let tiles = self.tiles(rows, true)?;
+        let mut seen = Observed::new(self.model);
+        let mut weights = Vec::with_capacity(rows.nrows());
+        for tile in tiles {
+            seen.rows += tile.weights.len() as u64;
+            for row in &tile.weights {
+                seen.weight += f64::from(row.weight);
+                seen.weight_squared += f64::from(row.weight) * f64::from(row.weight);
+            }
+            if let Some((safe, harm)) = tile.marginals {
+                seen.safe.iter_mut().zip(&safe.mass).for_each(|(a, b)| *a += b);
+                seen.harm.iter_mut().zip(&harm.mass).for_each(|(a, b)| *a += b);
+            }
+            weights.extend(tile.weights);
+        }
+        observed.merge(&seen)?;
+        Ok(weights)
+    }
+
+    fn tiles(&self, rows: ArrayView2<'_, f32>, observe: bool) -> Result<Vec<WeighedTile>> {
         let dims = self.model.safe.dims();
         check_rows(rows, dims)?;
-        let tiles: Vec<Vec<RowWeight>> = (0..rows.nrows().div_ceil(TILE_ROWS))
+        (0..rows.nrows().div_ceil(TILE_ROWS))
             .into_par_iter()
             .map_init(
-                || {
-                    let tile = |width: usize| vec![0.0f32; TILE_ROWS * width];
-                    (tile(dims), tile(self.packed_safe.padded()), tile(self.packed_harm.padded()))
-                },
-                |(buffer, safe, harm), tile| {
-                    let span = tile * TILE_ROWS..((tile + 1) * TILE_ROWS).min(rows.nrows());
-                    fill_tile(rows, span.clone(), buffer);
-                    self.packed_safe.similarities(buffer, safe)?;
-                    self.packed_harm.similarities(buffer, harm)?;
-                    Ok(self.weigh_tile(rows, span, safe, harm))
-                },
+                || Scratch::new(dims, self.packed_safe.padded(), self.packed_harm.padded(), observe),
+                |scratch, tile| self.tile(rows, tile * TILE_ROWS..((tile + 1) * TILE_ROWS).min(rows.nrows()), scratch, observe),
             )
-            .collect::<Result<_>>()?;
-        Ok(tiles.into_iter().flatten().collect())
+            .collect()
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "f32 is the output's type")]
-    fn weigh_tile(&self, rows: ArrayView2<'_, f32>, span: std::ops::Range<usize>, safe: &[f32], harm: &[f32]) -> Vec<RowWeight> {
+    fn tile(&self, rows: ArrayView2<'_, f32>, span: Range<usize>, scratch: &mut Scratch, observe: bool) -> Result<WeighedTile> {
         let model = self.model;
-        let mut discarded = vec![0.0; self.packed_safe.padded().max(self.packed_harm.padded())];
-        span.zip(safe.chunks_exact(self.packed_safe.padded()).zip(harm.chunks_exact(self.packed_harm.padded())))
-            .map(|(row, (safe, harm))| {
-                let pull = self.safe.transform(safe, &mut discarded).value;
-                let push = self.harm.transform(harm, &mut discarded).value;
-                let prior = model.prior.term(rows.row(row));
-                RowWeight {
-                    weight: density_ratio(score(pull, push, model.push, prior), model.tau, model.log_z),
-                    pull: pull as f32,
-                    push: push as f32,
-                    prior: prior as f32,
-                    safe_ref: self.safe.nearest(safe),
-                    harm_ref: self.harm.nearest(harm),
-                }
-            })
-            .collect()
+        let (safe_width, harm_width) = (self.packed_safe.padded(), self.packed_harm.padded());
+        fill_tile(rows, span.clone(), &mut scratch.rows);
+        self.packed_safe.similarities(&scratch.rows, &mut scratch.safe)?;
+        self.packed_harm.similarities(&scratch.rows, &mut scratch.harm)?;
+        let mut weights = Vec::with_capacity(span.len());
+        let (mut nears, mut fars) = (Vec::new(), Vec::new());
+        for (place, row) in span.enumerate() {
+            let safe = &scratch.safe[place * safe_width..(place + 1) * safe_width];
+            let harm = &scratch.harm[place * harm_width..(place + 1) * harm_width];
+            // Without observation one line of exponentials is enough, each row overwrites the last.
+            let line = if observe { place } else { 0 };
+            let near = self.safe.transform(safe, &mut scratch.safe_exponentials[line * safe_width..(line + 1) * safe_width]);
+            let far = self.harm.transform(harm, &mut scratch.harm_exponentials[line * harm_width..(line + 1) * harm_width]);
+            let prior = model.prior.term(rows.row(row));
+            weights.push(RowWeight {
+                weight: density_ratio(score(near.value, far.value, model.push, prior), model.tau, model.log_z),
+                pull: near.value as f32,
+                push: far.value as f32,
+                prior: prior as f32,
+                safe_ref: self.safe.nearest(safe, &near),
+                harm_ref: self.harm.nearest(harm, &far),
+            });
+            if observe {
+                nears.push(near);
+                fars.push(far);
+            }
+        }
+        let marginals = observe.then(|| {
+            let ratios: Vec<f64> = weights.iter().map(|w| f64::from(w.weight)).collect();
+            let (mut safe, mut harm) = (Marginal::new(safe_width, false), Marginal::new(harm_width, false));
+            safe.add_tile(&scratch.safe_exponentials, &nears, &ratios);
+            harm.add_tile(&scratch.harm_exponentials, &fars, &ratios);
+            (safe, harm)
+        });
+        Ok(WeighedTile { weights, marginals })
+    }
+}
+
+/// Up to [`TILE_ROWS`] rows, weighed, and the unnormalised marginals of both sides where they are observed.
+struct WeighedTile {
+    weights: Vec<RowWeight>,
+    marginals: Option<(Marginal, Marginal)>,
+}
+
+/// Buffers of one thread.
+struct Scratch {
+    rows: Vec<f32>,
+    safe: Vec<f32>,
+    harm: Vec<f32>,
+    safe_exponentials: Vec<f32>,
+    harm_exponentials: Vec<f32>,
+}
+
+impl Scratch {
+    fn new(dims: usize, safe: usize, harm: usize, observe: bool) -> Self {
+        let tile = |width: usize| vec![0.0; TILE_ROWS * width];
+        let lines = |width: usize| vec![0.0; if observe { TILE_ROWS } else { 1 } * width];
+        Self { rows: tile(dims), safe: tile(safe), harm: tile(harm), safe_exponentials: lines(safe), harm_exponentials: lines(harm) }
     }
 }

@@ -1,5 +1,7 @@
 //! The formulas in f64 loops, too simple to be wrong, and seeded inputs for tests.
 
+#![expect(clippy::cast_possible_truncation, reason = "test data are stored as f32")]
+
 use ndarray::{Array2, ArrayView2};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

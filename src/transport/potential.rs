@@ -36,6 +36,8 @@ pub(super) struct RowTransform {
     pub(super) value: f64,
     /// Sum of the exponentials, in `[1, len]`.
     pub(super) sum: f64,
+    /// Largest `similarity − bias`, whose exponential is 1.
+    largest: f32,
 }
 
 impl SoftTransform {
@@ -51,17 +53,15 @@ impl SoftTransform {
     /// Transforms one row and writes `exp(exponent − largest exponent)` of every reference into `exponentials`.
     pub(super) fn transform(&self, similarities: &[f32], exponentials: &mut [f32]) -> RowTransform {
         let (largest, sum) = exponentiate(&self.bias, self.inverse, similarities, exponentials);
-        RowTransform { value: self.offset - f64::from(largest) - self.epsilon * sum.ln(), sum }
+        RowTransform { value: self.offset - f64::from(largest) - self.epsilon * sum.ln(), sum, largest }
     }
 
-    /// The reference with the largest responsibility, ties to the lowest index.
-    pub(super) fn nearest(&self, similarities: &[f32]) -> u32 {
-        let largest = largest(&self.bias, similarities);
-        let found = self.bias.chunks_exact(LANES).zip(similarities.chunks_exact(LANES)).enumerate().find_map(|(block, (b, s))| {
-            let hit = b.iter().zip(s).any(|(b, s)| s - b == largest);
-            if hit { b.iter().zip(s).position(|(b, s)| s - b == largest).map(|k| block * LANES + k) } else { None }
-        });
-        found.and_then(|index| u32::try_from(index).ok()).unwrap_or(0)
+    /// The reference with the largest responsibility for a row just transformed, ties to the lowest index.
+    pub(super) fn nearest(&self, similarities: &[f32], row: &RowTransform) -> u32 {
+        let block = first_block(&self.bias, similarities, row.largest);
+        let start = block * LANES;
+        let lane = self.bias[start..].iter().zip(&similarities[start..]).position(|(b, s)| s - b == row.largest);
+        lane.and_then(|lane| u32::try_from(start + lane).ok()).unwrap_or(0)
     }
 }
 
@@ -87,16 +87,18 @@ macro_rules! widest {
 }
 
 widest! {
-    /// Largest `similarity − bias`.
-    fn largest(bias: &[f32], similarities: &[f32]) -> f32 {
-        let mut lanes = [f32::MIN; LANES];
-        for (b, s) in bias.chunks_exact(LANES).zip(similarities.chunks_exact(LANES)) {
+    /// First block of lanes that holds `value = similarity − bias`; 0 where none does.
+    fn first_block(bias: &[f32], similarities: &[f32], value: f32) -> usize {
+        for (block, (b, s)) in bias.chunks_exact(LANES).zip(similarities.chunks_exact(LANES)).enumerate() {
+            let mut hit = false;
             for k in 0..LANES {
-                let v = s[k] - b[k];
-                lanes[k] = if v > lanes[k] { v } else { lanes[k] };
+                hit |= s[k] - b[k] == value;
+            }
+            if hit {
+                return block;
             }
         }
-        lanes.iter().copied().fold(f32::MIN, f32::max)
+        0
     }
 }
 
@@ -162,6 +164,7 @@ fn exp_nonpositive(t: f32) -> f32 {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "test data are stored as f32")]
 mod tests {
     use super::*;
     use crate::transport::naive;
@@ -197,8 +200,24 @@ mod tests {
                 assert!((f64::from(*e) / row.sum - pi).abs() < 1e-5 + 2e-7 / epsilon, "{epsilon}");
             }
             let best = (0..37).max_by(|a, b| responsibilities[*a].total_cmp(&responsibilities[*b])).unwrap();
-            assert_eq!(transform.nearest(&padded) as usize, best);
+            assert_eq!(transform.nearest(&padded, &row) as usize, best);
         }
+    }
+
+    #[test]
+    fn vector_width_does_not_change_bits() {
+        let bias: Vec<f32> = naive::potential(160, 0.3, 8).iter().map(|v| *v as f32).collect();
+        let similarities: Vec<f32> = naive::potential(160, 1.0, 9).iter().map(|v| *v as f32).collect();
+        let mut out = vec![0.0; 160];
+        let (largest, sum) = exponentiate(&bias, 1.0 / 0.03, &similarities, &mut out);
+        let mut sums = [0.0f64; LANES];
+        for (k, ((b, s), o)) in bias.iter().zip(&similarities).zip(&out).enumerate() {
+            // black_box keeps this loop scalar.
+            let one = std::hint::black_box(exp_nonpositive(std::hint::black_box((s - b - largest) * (1.0 / 0.03))));
+            assert_eq!(one.to_bits(), o.to_bits());
+            sums[k % LANES] += f64::from(one);
+        }
+        assert_eq!(sums.iter().sum::<f64>().to_bits(), sum.to_bits());
     }
 
     #[test]
@@ -206,6 +225,7 @@ mod tests {
         let transform = SoftTransform::new(&[0.25; 4], &[0.0; 4], 0.1);
         let mut similarities = vec![0.1, 0.7, 0.7, 0.7];
         similarities.resize(16, 0.0);
-        assert_eq!(transform.nearest(&similarities), 1);
+        let row = transform.transform(&similarities, &mut [0.0; 16]);
+        assert_eq!(transform.nearest(&similarities, &row), 1);
     }
 }

@@ -56,7 +56,7 @@ pub struct FitReport {
     /// Minibatch steps taken before them.
     pub online_steps: u64,
     /// Whether both residuals on the fit rows are below the threshold (the harmful one counts only where push > 0) and the
-    /// effective sample size is the one asked for. Judged on the fit rows, because on held-out rows sampling noise alone is
+    /// effective sample size is within 1e-3 of the one asked for. Judged on the fit rows, because on held-out rows sampling noise alone is
     /// above any useful threshold for hundreds of references: compare `held_out` with `held_out_noise` for that.
     pub converged: bool,
     /// Where not converged: what happened and which option to change.
@@ -68,7 +68,7 @@ pub struct FitReport {
     /// What sampling noise alone would make of `held_out` for a perfect potential:
     /// `√(2/π) Σ_j √(Σ_i w_i² (π_ij − q_j)²)` over the held-out rows. A `held_out` well above it says the sample is too small.
     pub held_out_noise: Option<Residuals>,
-    /// Effective sample size `(Σw)²/(N Σw²)` of the fit rows, in `(0, 1]`.
+    /// Effective sample size `(Σw)²/(N Σw²)` of the fit rows, in `(0, 1]`; the temperature aims at this.
     pub ess: f64,
     /// Mean weight over all rows of the sample: 1 up to rounding.
     pub mean_weight: f64,

@@ -64,7 +64,7 @@ pub(super) struct Marginal {
 }
 
 impl Marginal {
-    fn new(len: usize, noise: bool) -> Self {
+    pub(super) fn new(len: usize, noise: bool) -> Self {
         Self { mass: vec![0.0; len], noise: noise.then(|| (vec![0.0; len], vec![0.0; len])), squares: 0.0 }
     }
 
@@ -77,7 +77,7 @@ impl Marginal {
     }
 
     /// Adds rows `0..count` of a tile of exponentials, whose responsibilities are `exponentials / sum`.
-    fn add_tile(&mut self, exponentials: &[f32], transforms: &[RowTransform], weights: &[f64]) {
+    pub(super) fn add_tile(&mut self, exponentials: &[f32], transforms: &[RowTransform], weights: &[f64]) {
         let width = self.mass.len();
         for ((group, transforms), weights) in exponentials.chunks_exact(4 * width).zip(transforms.chunks(4)).zip(weights.chunks(4)) {
             let mut scale = [0.0; 4];

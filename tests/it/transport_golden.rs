@@ -1,5 +1,7 @@
 //! The transport stage against numbers made by other programs (see `fixtures/transport/README.md`).
 
+#![expect(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation, reason = "helpers of tests fail by panicking")]
+
 use ndarray::Array2;
 use pushpull::transport::{Fit, Prior, ReferenceSet, RowWeight, Temperature, TransportOptions, fit};
 use serde_json::Value;
@@ -39,6 +41,7 @@ impl Golden {
             .with_push(self.number("push"))
             .with_prior(0.0)
             .with_temperature(Temperature::Fixed(self.number("tau")))
+            .with_slack(self.0["slack"].as_f64())
             .with_held_out(0.0)
             .with_threshold(threshold)
             .with_max_steps(3000);
@@ -104,6 +107,23 @@ fn pull_weights_agree_with_pot_unbalanced() {
 }
 
 #[test]
+fn relaxed_weights_agree_with_pot_unbalanced() {
+    for name in ["slack_loose", "slack_tight"] {
+        let golden = Golden::load(name);
+        let (fitted, weights) = golden.fit(1e-6);
+        let error = worst(weights.iter().map(|w| f64::from(w.weight)), golden.numbers("pot_weights"));
+        assert!(error < 1e-4, "{name}: {error:.2e}");
+        // The relaxed marginal is q exp(−g/ρ), up to its sum.
+        let model = &fitted.model;
+        let tilt = |(g, q): (&f64, &f64)| q * (-g / golden.number("slack")).exp();
+        let tilted: Vec<f64> = model.safe_potential.iter().zip(model.safe.masses()).map(tilt).collect();
+        let total: f64 = tilted.iter().sum();
+        let error = worst(tilted.iter().map(|t| t / total), golden.numbers("pot_safe_marginal"));
+        assert!(error < 1e-3, "{name}: {error:.2e}");
+    }
+}
+
+#[test]
 fn push_weights_agree_with_the_fixed_point() {
     for name in ["push_small", "push_uneven", "push_smooth"] {
         let golden = Golden::load(name);
@@ -131,9 +151,8 @@ fn both_optimality_conditions_hold() {
         }
         // 2. The weights are the closed form of POT's potentials.
         let sample = golden.vectors("sample_f32");
-        let transform = |side: &str| {
-            transforms(&sample, &golden.references(side), &golden.numbers(&format!("pot_{side}_potential")), epsilon)
-        };
+        let transform =
+            |side: &str| transforms(&sample, &golden.references(side), &golden.numbers(&format!("pot_{side}_potential")), epsilon);
         let (pull, away) = (transform("safe"), transform("harm"));
         let raw: Vec<f64> = pull.iter().zip(&away).map(|(f, h)| (-(f - push * h) / tau).exp()).collect();
         let mean = raw.iter().sum::<f64>() / raw.len() as f64;

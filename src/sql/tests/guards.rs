@@ -39,6 +39,21 @@ async fn a_shard_that_changed_since_it_was_weighed() {
 }
 
 #[tokio::test]
+async fn a_changed_shard_does_not_stand_in_the_way_of_others() {
+    let mut lake = two_shards().await;
+    lake.shards[1].listed.version = "another".to_owned();
+    let session = lake.session(2).await.unwrap();
+    for filter in
+        ["shard = 'one.parquet'", "shard <> 'two.parquet' and weight is not null", "shard like 'one%'", "shard in ('one.parquet', 'x')"]
+    {
+        let found = lines(&session, &format!("select id, weight from corpus where {filter}")).await.unwrap();
+        assert!(found.len() > 500, "{filter}");
+    }
+    assert_eq!(lake.corpus.bytes("two") + lake.output.bytes("two"), 0);
+    assert!(lines(&session, "select id from corpus where shard > 'one'").await.is_err());
+}
+
+#[tokio::test]
 async fn a_shard_replaced_after_it_was_listed() {
     for sql in ["select * from corpus", "select id from corpus where weight > 0.1", "select id from corpus"] {
         let lake = two_shards().await;
@@ -70,6 +85,21 @@ async fn a_sidecar_with_other_row_groups() {
         assert!(error.contains("shard one.parquet, row group 1: its sidecar has 299 rows, the shard 300"), "{sql}: {error}");
         let error = full_text(&error_of(&with_sidecar(&[600]).await, sql).await);
         assert!(error.contains("shard one.parquet: its sidecar has 1 row groups, the shard 2"), "{sql}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_sidecar_that_says_it_was_made_for_another_base() {
+    for (key, value) in [("pushpull.base_version", "another"), ("pushpull.base_size", "1")] {
+        let mut lake = two_shards().await;
+        let key_value = parquet::file::metadata::KeyValue::new(key.to_owned(), value.to_owned());
+        let properties = paged().into_builder().set_key_value_metadata(Some(vec![key_value])).build();
+        let bytes = parquet_bytes(&split(&weights("x", 0..600), &[300, 300]), properties, false);
+        lake.shards[0].listed.sidecar.as_mut().unwrap().meta = put(&*lake.output, "data/other", bytes).await;
+        for sql in ["select weight from corpus", "select id, weight from corpus limit 1"] {
+            let error = full_text(&error_of(&lake, sql).await);
+            assert!(error.contains(&format!("shard one.parquet: sidecar data/other: its {key} is {value}, published was")), "{error}");
+        }
     }
 }
 
@@ -147,4 +177,25 @@ async fn the_table_works_in_a_session_of_someone_else() {
     context.register_table("c", Arc::new(lake.table().await.unwrap())).unwrap();
     let rows = context.sql("select id from c where weight > 0.2").await.unwrap().collect().await.unwrap();
     assert!(rows.iter().map(|b| b.num_rows()).sum::<usize>() > 0);
+}
+
+/// On a local disk: what is listed is what is read, and a file written again in between is noticed.
+#[tokio::test]
+async fn files_on_a_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let store: Arc<dyn object_store::ObjectStore> = Arc::new(object_store::local::LocalFileSystem::new_with_prefix(folder.path()).unwrap());
+    let bytes = parquet_bytes(&split(&rows(0..900, &["id", "text"]), &[500, 400]), paged(), false);
+    let meta = put(&*store, "base dir/a b.parquet", bytes.clone()).await;
+    let side = put(&*store, "out/a.parquet", sidecar_bytes(&weights("x", 0..900), &[500, 400])).await;
+    let version = "v".to_owned();
+    let sidecar = Some(crate::sql::SidecarRef { base_size: meta.size, base_version: version.clone(), meta: side });
+    let shard = CorpusShard { name: "a b.parquet".to_owned(), format: ShardFormat::Parquet, meta, version, sidecar };
+    let table = crate::sql::CorpusTable::try_new(store.clone(), store.clone(), vec![shard]).await.unwrap();
+    let session = crate::sql::SqlSession::new(2);
+    session.register_table("corpus", Arc::new(table)).unwrap();
+    assert_eq!(lines(&session, "select count(*), count(weight), sum(id) from corpus where id >= 0").await.unwrap(), ["900 | 831 | 404550"]);
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    put(&*store, "base dir/a b.parquet", bytes).await;
+    let error = lines(&session, "select id, text from corpus").await.unwrap_err();
+    assert!(full_text(&error).contains("shard a b.parquet: changed while it was read"), "{}", full_text(&error));
 }

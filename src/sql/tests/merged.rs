@@ -1,9 +1,18 @@
 //! Every query over the merged table gives the rows the naive twin gives, however the scan is cut.
 
-use super::shards::{add_arrow, add_parquet, paged, parquet_lake, rows};
+use std::io::Cursor;
+
+use arrow::array::RecordBatch;
+use arrow::ipc::reader::FileReader;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::shards::{add_arrow, add_parquet, paged, parquet_bytes, parquet_lake, rows, split, weights};
 use super::{Lake, assert_same, lines};
 
-const QUERIES: [&str; 31] = [
+const QUERIES: [&str; 34] = [
     "select * from corpus",
     "select weight from corpus",
     "select id, weight from corpus",
@@ -34,6 +43,9 @@ const QUERIES: [&str; 31] = [
     "select id from corpus where n is null and weight < 0.3",
     "select id, source from corpus where source in ('source-0', 'source-4') and weight between 0.2 and 0.25",
     "select id from corpus where id = 8801 or id = 22001 or id = 9800 or id = 4",
+    "select id from corpus where weight > (select avg(weight) from corpus) and shard = (select min(shard) from corpus)",
+    "select shard, row from corpus where shard in (select shard from corpus where weight > 0.99)",
+    "select id, weight from corpus order by weight nulls first, id limit 700",
     "select count(*), count(shard), max(shard) from corpus where shard > 'c'",
 ];
 
@@ -44,6 +56,7 @@ async fn same_as_twin(lake: &Lake) {
         let session = lake.session(partitions).await.unwrap();
         for sql in QUERIES {
             let expected = lines(&twin, sql).await.unwrap();
+            assert_eq!(expected.is_empty(), sql.contains("weight > 2"), "{sql}");
             assert_same(&lines(&session, sql).await.unwrap(), &expected, &format!("{partitions} partitions: {sql}"));
             // Once more, with the footers that the first run left behind.
             assert_same(&lines(&session, sql).await.unwrap(), &expected, &format!("{partitions} partitions, again: {sql}"));
@@ -61,6 +74,93 @@ async fn parquet_and_arrow_shards_together() {
     let mut lake = parquet_lake().await;
     add_arrow(&mut lake).await;
     same_as_twin(&lake).await;
+}
+
+/// Shards with row groups, pages and indexes drawn at random, some with very small ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shards_cut_at_random() {
+    for seed in 0..4 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut lake = Lake::new();
+        let mut first = 0;
+        for shard in 0..3 {
+            let mut groups: Vec<usize> = (0..rng.random_range(1..6)).map(|_| rng.random_range(1..400)).collect();
+            groups.push(1);
+            let ids = first..first + groups.iter().sum::<usize>() as u64;
+            first = ids.end;
+            let mut properties = || {
+                let pages = rng.random_range(1..300);
+                WriterProperties::builder()
+                    .set_data_page_row_count_limit(pages)
+                    .set_write_batch_size(pages.min(64))
+                    .set_dictionary_enabled(rng.random())
+                    .set_statistics_enabled(
+                        [EnabledStatistics::None, EnabledStatistics::Chunk, EnabledStatistics::Page][rng.random_range(0..3)],
+                    )
+                    .set_offset_index_disabled(rng.random())
+                    .build()
+            };
+            let (base, side) = (properties(), properties());
+            let (name, data) = (format!("{shard}.parquet"), rows(ids.clone(), &["tokens", "id", "text", "source", "n"]));
+            let weights = weights("x", ids);
+            let bytes = parquet_bytes(&split(&data, &groups), base, false);
+            lake.add_with(&name, bytes, vec![data], parquet_bytes(&split(&weights, &groups), side, false), weights).await;
+        }
+        let schema = datafusion::catalog::TableProvider::schema(&lake.table().await.unwrap());
+        let twin = lake.twin(&schema);
+        for partitions in [1, 3, 32] {
+            let session = lake.session(partitions).await.unwrap();
+            for sql in QUERIES.iter().filter(|sql| !["lang", "meta", "score"].iter().any(|c| sql.contains(c))) {
+                let expected = lines(&twin, sql).await.unwrap();
+                assert_same(&lines(&session, sql).await.unwrap(), &expected, &format!("seed {seed}, {partitions} partitions: {sql}"));
+            }
+        }
+    }
+}
+
+/// The corpus of the quick start: files of pyarrow, an Arrow file, dictionaries, large strings.
+#[tokio::test]
+async fn the_quick_start_corpus() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/quickstart/corpus");
+    let mut lake = Lake::new();
+    let names = ["nested/part-0002.parquet", "part-0000.parquet", "part-0001.parquet", "part-0003.parquet", "part-0004.arrow"];
+    for (nth, name) in names.into_iter().enumerate() {
+        let bytes = std::fs::read(folder.join(name)).unwrap();
+        let (base, groups) = read_base(name, &bytes);
+        let first = nth as u64 * 1000;
+        let weights = weights("x", first..first + groups.iter().sum::<usize>() as u64);
+        lake.add(name, bytes, base, Some((weights, groups))).await;
+    }
+    let schema = datafusion::catalog::TableProvider::schema(&lake.table().await.unwrap());
+    let twin = lake.twin(&schema);
+    for partitions in [1, 4] {
+        let session = lake.session(partitions).await.unwrap();
+        for sql in [
+            "select * from corpus",
+            "select id, source, weight from corpus where weight > 0.5 and source in ('coding', 'health')",
+            "select source, count(*), avg(weight) from corpus group by source",
+            "select label, count(*), min(weight), max(prompt) from corpus group by label",
+            "select id from corpus where prompt is null and response is null",
+            "select id, harm_ref from corpus where text is not null order by weight desc limit 5",
+            "select count(*), count(weight), count(text), min(id), max(source), max(weight) from corpus",
+        ] {
+            let expected = lines(&twin, sql).await.unwrap();
+            assert!(!expected.is_empty(), "{sql}");
+            assert_same(&lines(&session, sql).await.unwrap(), &expected, &format!("{partitions} partitions: {sql}"));
+        }
+    }
+}
+
+/// The rows of a file, and the row counts of its row groups or record batches.
+fn read_base(name: &str, bytes: &[u8]) -> (Vec<RecordBatch>, Vec<usize>) {
+    if name.ends_with(".arrow") {
+        let batches: Vec<_> = FileReader::try_new(Cursor::new(bytes), None).unwrap().map(|b| b.unwrap()).collect();
+        let groups = batches.iter().map(RecordBatch::num_rows).collect();
+        return (batches, groups);
+    }
+    let builder = ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::copy_from_slice(bytes)).unwrap();
+    let groups = builder.metadata().row_groups().iter().map(|g| g.num_rows() as usize).collect();
+    (builder.build().unwrap().map(|b| b.unwrap()).collect(), groups)
 }
 
 #[tokio::test]

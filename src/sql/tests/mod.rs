@@ -42,19 +42,33 @@ impl Lake {
         Self { corpus: Arc::default(), output: Arc::default(), shards: vec![] }
     }
 
-    /// Adds a shard; `weights`, if any, are the sidecar's rows, and `groups` their row groups.
+    /// Adds a shard; `weights`, if any, are the sidecar's rows and the row counts of its row groups.
     async fn add(&mut self, name: &str, bytes: Vec<u8>, base: Vec<RecordBatch>, weights: Option<(RecordBatch, Vec<usize>)>) {
+        match weights {
+            Some((weights, groups)) => {
+                let sidecar = shards::sidecar_bytes(&weights, &groups);
+                self.add_with(name, bytes, base, sidecar, weights).await;
+            }
+            None => self.add_base(name, bytes, base).await,
+        }
+    }
+
+    /// Adds a shard with a sidecar of these bytes.
+    async fn add_with(&mut self, name: &str, bytes: Vec<u8>, base: Vec<RecordBatch>, sidecar: Vec<u8>, weights: RecordBatch) {
+        self.add_base(name, bytes, base).await;
+        let meta = put(&*self.output, &format!("data/{name}.weights"), sidecar).await;
+        let shard = self.shards.last_mut().unwrap();
+        let (base_size, base_version) = (shard.listed.meta.size, shard.listed.version.clone());
+        shard.listed.sidecar = Some(SidecarRef { meta, base_size, base_version });
+        shard.weights = Some(weights);
+    }
+
+    async fn add_base(&mut self, name: &str, bytes: Vec<u8>, base: Vec<RecordBatch>) {
         let meta = put(&*self.corpus, &format!("sft/{name}"), bytes).await;
         let version = meta.e_tag.clone().unwrap();
-        let mut sidecar = None;
-        if let Some((rows, groups)) = &weights {
-            let bytes = shards::sidecar_bytes(rows, groups);
-            let meta = put(&*self.output, &format!("data/{name}.weights"), bytes).await;
-            sidecar = Some(SidecarRef { meta, base_size: self.size_of(name).await, base_version: version.clone() });
-        }
         let format = if name.ends_with(".parquet") { ShardFormat::Parquet } else { ShardFormat::Arrow };
-        let listed = CorpusShard { name: name.to_owned(), format, meta, version, sidecar };
-        self.shards.push(LakeShard { listed, base, weights: weights.map(|(rows, _)| rows) });
+        let listed = CorpusShard { name: name.to_owned(), format, meta, version, sidecar: None };
+        self.shards.push(LakeShard { listed, base, weights: None });
     }
 
     async fn size_of(&self, name: &str) -> u64 {

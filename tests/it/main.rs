@@ -1,0 +1,14 @@
+//! Integration tests, in one binary so that the stack is linked once. Parts that need something outside the repository say what
+//! they skip: `PUSHPULL_TEST_S3_ENDPOINT` (a real S3 server), `PUSHPULL_TEST_PYTHON` (a Python with pyarrow, DuckDB, Polars,
+//! deltalake), `PUSHPULL_TEST_MINILM` (a folder with all-MiniLM-L6-v2). `.ci/run` sets all three.
+
+mod bad_input;
+mod bytes_read;
+mod embed_golden;
+mod other_engines;
+mod queries;
+mod rerun;
+mod s3;
+mod sql_table;
+mod support;
+mod transport_golden;

@@ -1,0 +1,110 @@
+//! The quick start's corpus in a folder of its own, and the real `pushpull` process.
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+pub const SHARDS: [&str; 5] =
+    ["nested/part-0002.parquet", "part-0000.parquet", "part-0001.parquet", "part-0003.parquet", "part-0004.arrow"];
+pub const ROWS: u64 = 410;
+
+/// A copy of `fixtures/quickstart` that a test may change. Removed when dropped.
+pub struct Lake {
+    dir: tempfile::TempDir,
+    environment: Vec<(String, String)>,
+}
+
+impl Lake {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/quickstart");
+        for part in ["corpus", "references", "job.toml"] {
+            copy(&from.join(part), &dir.path().join(part));
+        }
+        Self { dir, environment: Vec::new() }
+    }
+
+    pub fn with_environment(mut self, variables: &[(&str, &str)]) -> Self {
+        self.environment = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        self
+    }
+
+    pub fn path(&self, relative: &str) -> PathBuf {
+        self.dir.path().join(relative)
+    }
+
+    /// Runs `pushpull` in the lake's folder. No cloud credentials of this machine reach it.
+    pub fn pushpull(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pushpull"));
+        for (name, _) in std::env::vars().filter(|(name, _)| ["AWS_", "GOOGLE_", "AZURE_", "PUSHPULL_"].iter().any(|p| name.starts_with(p)))
+        {
+            command.env_remove(name);
+        }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.args(arguments).current_dir(self.dir.path()).output().unwrap()
+    }
+
+    /// Runs a command with `--json` that must end with `code`, and gives its object.
+    pub fn json(&self, arguments: &[&str], code: i32) -> Value {
+        let output = self.pushpull(&[arguments, &["--json"]].concat());
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}\n{}{}", text(&output.stdout), text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&output.stdout)))
+    }
+
+    /// Runs a command that must fail, and gives what it says.
+    pub fn error(&self, arguments: &[&str]) -> String {
+        let output = self.pushpull(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?} should fail\n{}", text(&output.stdout));
+        text(&output.stderr)
+    }
+
+    /// Rows of a query, as JSON objects.
+    pub fn sql(&self, query: &str) -> Vec<Value> {
+        let output = self.pushpull(&["sql", "job.toml", query, "--format", "json"]);
+        assert!(output.status.success(), "{query}\n{}", text(&output.stderr));
+        text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Every sidecar below a folder: its bytes by the path in the table.
+    pub fn sidecars(&self, output: &str) -> Vec<(String, Vec<u8>)> {
+        let root = self.path(output).join("data");
+        let mut files: Vec<_> =
+            walk(&root).into_iter().map(|p| (p.strip_prefix(&root).unwrap().display().to_string(), std::fs::read(&p).unwrap())).collect();
+        files.sort();
+        files
+    }
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+pub fn walk(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files.extend(walk(&path)) } else { files.push(path) }
+    }
+    files
+}
+
+fn copy(from: &Path, to: &Path) {
+    if from.is_file() {
+        std::fs::copy(from, to).unwrap();
+        return;
+    }
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        copy(&entry.path(), &to.join(entry.file_name()));
+    }
+}
+
+/// The value of an environment variable that a test needs, or a line that says what is skipped.
+pub fn needs(variable: &str, what: &str) -> Option<String> {
+    let value = std::env::var(variable).ok().filter(|value| !value.is_empty());
+    if value.is_none() {
+        eprintln!("SKIPPED: {what} (set {variable})");
+    }
+    value
+}
