@@ -99,7 +99,7 @@ impl WeightsTable {
 
     /// The table's version, or `None` before the first commit.
     pub fn version(&self) -> Option<u64> {
-        self.table.as_ref().and_then(DeltaTable::version).and_then(|version| u64::try_from(version).ok())
+        self.table.as_ref().and_then(DeltaTable::version)
     }
 
     /// Digest of the current model.

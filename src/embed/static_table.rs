@@ -191,3 +191,56 @@ fn add_float(sum: &mut [f32], row: &[f32], factor: f32) {
         *sum += factor * x;
     }
 }
+
+#[cfg(test)]
+mod scratch_bench {
+    use super::*;
+    fn cpu() -> f64 {
+        let s = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+        s.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e9
+    }
+    #[test]
+    #[ignore]
+    fn bench() {
+        let raw = std::fs::read_to_string("/tmp/texts.bin").unwrap();
+        let texts: Vec<&str> = raw.split('\0').collect();
+        let files: super::super::ModelFiles = ["config.json", "model.safetensors", "tokenizer.json"]
+            .iter()
+            .map(|f| (f.to_string(), std::fs::read(format!("/work/main/src/embed/builtin/{f}")).unwrap().into()))
+            .collect();
+        let folder = Folder { location: "x", files: &files };
+        let super::super::folder::Layout::Static(parts) = folder.layout().unwrap() else { panic!() };
+        let t = StaticTable::load(&folder, &parts).unwrap();
+        for round in 0..3 {
+            let mut w = Worker::default();
+            let mut row = vec![0f32; 256];
+            let a = cpu();
+            let mut n = 0;
+            for x in &texts {
+                t.tokens.ids_into(x, usize::MAX, &mut w.scratch, &mut w.ids).unwrap();
+                n += w.ids.len();
+            }
+            let b = cpu();
+            for x in &texts {
+                row.fill(0.0);
+                t.encode_into(x, &mut w, &mut row).unwrap();
+            }
+            let c = cpu();
+            let nonascii: usize = texts.iter().filter(|t| !t.is_ascii()).count();
+            let a2 = cpu();
+            for x in texts.iter().filter(|t| t.is_ascii()) {
+                t.tokens.ids_into(x, usize::MAX, &mut w.scratch, &mut w.ids).unwrap();
+            }
+            let b2 = cpu();
+            eprintln!(
+                "{round}: tokens {:.3}s ({:.1} MB/s), all {:.3}s ({:.1} MB/s, {:.0} docs/s); {n} tokens; ascii part {:.3}s, nonascii texts {nonascii}",
+                b - a,
+                raw.len() as f64 / 1e6 / (b - a),
+                c - b,
+                raw.len() as f64 / 1e6 / (c - b),
+                texts.len() as f64 / (c - b),
+                b2 - a2
+            );
+        }
+    }
+}

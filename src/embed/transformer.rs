@@ -318,7 +318,7 @@ impl Activation {
         match self {
             Self::Gelu => values.iter_mut().for_each(|x| *x = 0.5 * *x * (1.0 + erf(*x * std::f32::consts::FRAC_1_SQRT_2))),
             Self::GeluTanh => values.iter_mut().for_each(|x| {
-                let inner = 0.797_884_56 * (*x + 0.044_715 * *x * *x * *x);
+                let inner = 0.797_884_6 * (*x + 0.044_715 * *x * *x * *x);
                 // tanh(y) = 1 − 2 / (1 + e^{2y})
                 *x *= 1.0 - 1.0 / (1.0 + exp(2.0 * inner));
             }),

@@ -41,10 +41,7 @@ pub async fn sql_session(job: &Job, threads: usize) -> Result<SqlSession> {
         }
         shards.push(CorpusShard {
             name: shard.name.clone(),
-            format: match shard.format {
-                crate::shard::ShardFormat::Parquet => crate::sql::ShardFormat::Parquet,
-                crate::shard::ShardFormat::Arrow => crate::sql::ShardFormat::Arrow,
-            },
+            format: shard.format,
             meta: shard.meta.clone(),
             version: shard.version(),
             sidecar,
@@ -52,7 +49,7 @@ pub async fn sql_session(job: &Job, threads: usize) -> Result<SqlSession> {
     }
     let corpus_store = listing.shards.first().map_or_else(|| job.output.store(), |shard| shard.location.store());
     let corpus = CorpusTable::try_new(Arc::clone(corpus_store), Arc::clone(job.output.store()), shards).await?;
-    let session = SqlSession::new(threads);
+    let session = SqlSession::with_memory(threads, usize::try_from(job.options.memory).unwrap_or(usize::MAX))?;
     session.register_table("corpus", Arc::new(corpus))?;
     let encoder = RowEncoder::load(&job.file, &job.stores).await?;
     let (safe, harm) = load_references(job, &encoder).await?;

@@ -14,9 +14,13 @@
 //! * A row is never paired with another row's weight: the sidecar names the size and version of the base it was made for, its
 //!   row groups must have the base's row counts, and every answer of the store is checked against the listed size and entity
 //!   tag. Anything else is an error that names the shard.
-//! * A query of weight columns alone reads no base shard; a query of base columns alone reads no sidecar; `count(*)` over
-//!   weighed or Parquet shards reads nothing but footers.
+//! * Opening the table reads each shard's footer. After that a query of weight columns alone reads nothing of the base, a query of
+//!   base columns alone reads no sidecar, and `count(*)` over Parquet shards reads nothing at all.
+//! * A shard that changed since it was weighed is an error in a query that may touch it; a filter on `shard` that leaves it out
+//!   keeps it untouched.
 //! * A shard without a sidecar has NULL in every weight column but `shard`.
+//! * In a session that is not a [`SqlSession`], switch `datafusion.optimizer.enable_aggregate_dynamic_filter_pushdown` off: with it
+//!   DataFusion 55 may lose the `min` or `max` of a column that some shards lack (datafusion issue 25147).
 //! * A base column that has the name of a weight column keeps it; the weight column is then served as `pushpull_<name>`.
 //!
 //! **Memory**: the footers of all Parquet shards (and those sidecars' and page indexes a query touched) live as long as the
@@ -35,21 +39,13 @@ mod statistics;
 #[cfg(test)]
 mod tests;
 
+pub use crate::shard::ShardFormat;
 pub use columns::WEIGHT_COLUMNS;
 pub use corpus::CorpusTable;
 pub use output::{OutputFormat, write_batches, write_rows};
 pub use session::{QueryRows, SqlSession};
 
 use object_store::ObjectMeta;
-
-/// How the rows of a shard are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ShardFormat {
-    /// Apache Parquet.
-    Parquet,
-    /// Arrow IPC, as a file (with a footer) or as a stream; which of the two is seen from the bytes.
-    Arrow,
-}
 
 /// A published sidecar and the base shard it was made for.
 #[derive(Debug, Clone)]

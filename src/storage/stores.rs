@@ -19,7 +19,7 @@ use url::Url;
 
 /// How often a failed request is tried again. Eight tries with a doubling pause outlast a throttled or restarting store; the
 /// time limit keeps a wrong endpoint from stalling a nightly run for longer than a minute.
-pub const DEFAULT_RETRIES: usize = 8;
+const DEFAULT_RETRIES: usize = 8;
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The object stores of one process.

@@ -11,7 +11,8 @@
 //! and then moving `w` oscillates; this doesn't.
 //!
 //! See `solver` for the steps; this file checks what comes in, derives the automatic options, splits the sample and writes the
-//! report.
+//! report. The split is for judging: a first solution without the held-out rows is measured on them, then the fit goes on over
+//! all rows of the sample, so that a corpus that fits the sample gets the weights of its own optimum.
 //!
 //! Memory: the cost cache, the shuffled order and a dozen numbers a row.
 
@@ -26,7 +27,7 @@ use super::model::TransportModel;
 use super::options::{AUTO_EPSILON_PER_COST, AUTO_PRIOR_PER_COST, Auto, HELD_OUT_MIN_SAMPLE, MAX_EPSILON, MIN_EPSILON, TransportOptions};
 use super::prior::Prior;
 use super::references::ReferenceSet;
-use super::report::{Fit, FitProgress, FitReport, Residuals};
+use super::report::{Fit, FitProgress, FitReport, Residuals, TransportCosts};
 use super::sample::{SampleTiles, pack, prior_terms};
 use super::solver::{Iterate, Problem, Solved};
 use crate::error::{Error, Result};
@@ -65,17 +66,16 @@ pub fn fit(
     let prior = if strength == 0.0 { Prior::none(safe.dims()) } else { Prior::fit(safe, harm, strength) };
 
     let (fit_order, held_out_order) = split(sample.nrows(), options);
-    let (packed_safe, packed_harm) = pack(safe, harm);
-    let tiles = SampleTiles::try_new(sample, &fit_order, &packed_safe, &packed_harm, options.cost_cache_bytes)?;
-    let problem = Problem {
+    let packed = pack(safe, harm);
+    let problem_over = |order: &[usize]| Problem {
         safe,
         harm,
         options,
         epsilon,
         kappa: damping(options.slack, epsilon),
-        prior_terms: prior_terms(sample, &fit_order, &prior),
+        prior_terms: prior_terms(sample, order, &prior),
     };
-
+    let problem = problem_over(&fit_order);
     let mut start = Iterate { safe: vec![0.0; safe.len()], harm: vec![0.0; harm.len()], tau: epsilon };
     let mut online_steps = 0;
     // Without transport there is nothing to start from: every potential is 0.
@@ -85,22 +85,37 @@ pub fn fit(
         centre(&mut start.safe, safe.masses());
         centre(&mut start.harm, harm.masses());
     }
-    start.tau = problem.first_tau(&tiles, &start)?;
-    if warm.is_none() {
-        online_steps = problem.online(&tiles, &mut start, progress)?;
+    let solve = |problem: &Problem<'_>,
+                 order: &[usize],
+                 mut start: Iterate,
+                 online: Option<&mut u64>,
+                 last: bool,
+                 progress: &mut dyn FnMut(FitProgress)| {
+        let tiles = SampleTiles::try_new(sample, order, &packed.0, &packed.1, options.cost_cache_bytes)?;
+        if let Some(steps) = online {
+            start.tau = problem.first_tau(&tiles, &start)?;
+            if warm.is_none() {
+                *steps = problem.online(&tiles, &mut start, progress)?;
+            }
+        }
+        let mut solved = problem.whole_sample(&tiles, start, progress)?;
+        let costs = if last { problem.transport_costs(&tiles, &mut solved, progress)? } else { TransportCosts::default() };
+        Ok::<_, Error>((solved, costs))
+    };
+    let (mut solved, mut transport_cost) =
+        solve(&problem, &fit_order, start, Some(&mut online_steps), held_out_order.is_empty(), progress)?;
+    let held_out = HeldOut::measure(&problem, sample, &held_out_order, (&packed.0, &packed.1), &prior, &solved)?;
+    if !held_out_order.is_empty() {
+        // The held-out rows have said what they can; rows of the corpus that no step used would have heavier tails than the rest.
+        let order: Vec<usize> = fit_order.iter().chain(&held_out_order).copied().collect();
+        let steps = solved.steps;
+        (solved, transport_cost) = solve(&problem_over(&order), &order, solved.iterate, None, true, progress)?;
+        solved.steps += steps;
     }
-    let mut solved = problem.whole_sample(&tiles, start, progress)?;
-
-    let transport_cost = problem.transport_costs(&tiles, &mut solved, progress)?;
-    let held_out = HeldOut::measure(&problem, sample, &held_out_order, (&packed_safe, &packed_harm), &prior, &solved)?;
     let rows = sample.nrows() as f64;
-    // Both masses are sums of exp(−score/τ); the larger one is factored out so that neither overflows.
-    let largest = solved.pass.log_mass.max(held_out.log_mass);
-    let log_z = largest + ((solved.pass.log_mass - largest).exp() + (held_out.log_mass - largest).exp()).ln() - rows.ln();
-    let total = (solved.pass.log_mass - log_z).exp() + (held_out.log_mass - log_z).exp();
+    let log_z = solved.pass.log_mass - rows.ln();
     let report = FitReport {
         rows: sample.nrows(),
-        fit_rows: fit_order.len(),
         held_out_rows: held_out_order.len(),
         steps: solved.steps,
         online_steps,
@@ -110,7 +125,7 @@ pub fn fit(
         held_out: held_out.residuals,
         held_out_noise: held_out.noise,
         ess: solved.ess,
-        mean_weight: total / rows,
+        mean_weight: (solved.pass.log_mass - log_z).exp() / rows,
         mean_cost,
         transport_cost,
     };
@@ -172,8 +187,6 @@ fn split(rows: usize, options: &TransportOptions) -> (Vec<usize>, Vec<usize>) {
 struct HeldOut {
     residuals: Option<Residuals>,
     noise: Option<Residuals>,
-    /// Logarithm of the sum of unnormalised weights, −∞ for no row.
-    log_mass: f64,
 }
 
 impl HeldOut {
@@ -186,7 +199,7 @@ impl HeldOut {
         solved: &Solved,
     ) -> Result<Self> {
         if order.is_empty() {
-            return Ok(Self { residuals: None, noise: None, log_mass: f64::NEG_INFINITY });
+            return Ok(Self { residuals: None, noise: None });
         }
         let tiles = SampleTiles::try_new(sample, order, packed_safe, packed_harm, 0)?;
         let terms = prior_terms(sample, order, prior);
@@ -194,6 +207,6 @@ impl HeldOut {
         let pass = tiles.pass(0..tiles.tiles(), &safe, &harm, problem.closed(solved.iterate.tau, &terms), true)?;
         let noise =
             Residuals { safe: pass.safe.expected_noise(problem.safe.masses()), harm: pass.harm.expected_noise(problem.harm.masses()) };
-        Ok(Self { residuals: Some(problem.residuals(&solved.iterate, &pass)), noise: Some(noise), log_mass: pass.log_mass })
+        Ok(Self { residuals: Some(problem.residuals(&solved.iterate, &pass)), noise: Some(noise) })
     }
 }

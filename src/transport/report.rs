@@ -31,7 +31,7 @@ pub struct BeforeAfter {
     pub after: f64,
 }
 
-/// `OT_ε` of the fit rows to each reference set: `min ⟨P, C⟩ + ε KL(P ‖ a ⊗ q)`, the entropy taken relative to the product of
+/// `OT_ε` of the sample to each reference set: `min ⟨P, C⟩ + ε KL(P ‖ a ⊗ q)`, the entropy taken relative to the product of
 /// the marginals, by its semi-dual value `Σ_i a_i f(x_i; g) + Σ_j q_j g_j`. That value is a lower bound, off by a term of second
 /// order in the marginal error. Always the balanced problem, also with slack, so that runs compare.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -47,23 +47,21 @@ pub struct TransportCosts {
 pub struct FitReport {
     /// Rows of the sample.
     pub rows: usize,
-    /// Rows the steps used.
-    pub fit_rows: usize,
-    /// Rows no step used.
+    /// Rows that a first solution did without, to be judged by `held_out`; the fit then goes on with them.
     pub held_out_rows: usize,
-    /// Whole-sample steps taken.
+    /// Whole-sample steps taken, before and after the held-out rows joined.
     pub steps: usize,
     /// Minibatch steps taken before them.
     pub online_steps: u64,
-    /// Whether both residuals on the fit rows are below the threshold (the harmful one counts only where push > 0) and the
-    /// effective sample size is within 1e-3 of the one asked for. Judged on the fit rows, because on held-out rows sampling noise alone is
+    /// Whether both residuals over the sample are below the threshold (the harmful one counts only where push > 0) and the
+    /// effective sample size is within 1e-3 of the one asked for. Judged on the sample, because on held-out rows sampling noise alone is
     /// above any useful threshold for hundreds of references: compare `held_out` with `held_out_noise` for that.
     pub converged: bool,
     /// Where not converged: what happened and which option to change.
     pub why_not: Option<String>,
-    /// Marginal errors over all fit rows, of the potentials in the model.
+    /// Marginal errors over all rows of the sample, of the potentials in the model.
     pub residuals: Residuals,
-    /// Marginal errors over the held-out rows; None where none was held out.
+    /// Marginal errors over the held-out rows, of the solution that no step used them for; None where none was held out.
     pub held_out: Option<Residuals>,
     /// What sampling noise alone would make of `held_out` for a perfect potential:
     /// `√(2/π) Σ_j √(Σ_i w_i² (π_ij − q_j)²)` over the held-out rows. A `held_out` well above it says the sample is too small.
@@ -87,7 +85,7 @@ pub struct FitProgress {
     pub step: usize,
     /// Steps at most in this phase.
     pub max_steps: usize,
-    /// Residuals of the last step: over its minibatch in the online phase, over all fit rows after it.
+    /// Residuals of the last step: over its minibatch in the online phase, over all rows after it.
     pub residuals: Residuals,
 }
 

@@ -1,7 +1,5 @@
 //! Sidecars as `writeback` writes them and the table `sql` makes of them, over the quick-start corpus on a disk.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
-
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::Path;

@@ -1,7 +1,5 @@
 //! The transport stage against numbers made by other programs (see `fixtures/transport/README.md`).
 
-#![expect(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation, reason = "helpers of tests fail by panicking")]
-
 use ndarray::Array2;
 use pushpull::transport::{Fit, Prior, ReferenceSet, RowWeight, Temperature, TransportOptions, fit};
 use serde_json::Value;

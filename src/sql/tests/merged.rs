@@ -1,8 +1,9 @@
 //! Every query over the merged table gives the rows the naive twin gives, however the scan is cut.
 
 use std::io::Cursor;
+use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch};
 use arrow::ipc::reader::FileReader;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
@@ -201,6 +202,19 @@ async fn a_base_column_keeps_its_name_and_the_weight_gets_another() {
         assert!(!expected.is_empty());
         assert_same(&lines(&session, sql).await.unwrap(), &expected, sql);
     }
+}
+
+/// Bounds in a footer leave NaN out: a column of 1 and NaN must not be taken for a constant.
+#[tokio::test]
+async fn a_nan_is_no_constant() {
+    let mut lake = Lake::new();
+    let score: ArrayRef = Arc::new(Float64Array::from(vec![1.0, f64::NAN, 1.0]));
+    let id: ArrayRef = Arc::new(Int64Array::from(vec![1, 2, 3]));
+    let data = RecordBatch::try_from_iter([("id", id), ("score", score)]).unwrap();
+    add_parquet(&mut lake, "nan.parquet", data, 0..3, &[3], paged(), true).await;
+    let session = lake.session(1).await.unwrap();
+    assert_eq!(lines(&session, "select id, score from corpus").await.unwrap(), ["1 | 1.0", "2 | NaN", "3 | 1.0"]);
+    assert_eq!(lines(&session, "select max(score) from corpus").await.unwrap(), ["NaN"]);
 }
 
 #[tokio::test]
