@@ -84,8 +84,9 @@ impl WeightsTable {
     pub async fn open(location: &Location) -> Result<Self> {
         let root = Arc::clone(location.store());
         let prefixed: Arc<dyn ObjectStore> = Arc::new(PrefixStore::new(Arc::clone(&root), location.path().clone()));
-        // Only the path of this URL is used; the store is ours whatever the scheme.
-        let url = Url::parse(&format!("pushpull://lake/{}/", location.path()))
+        // The store is ours whatever the URL; its scheme only says whether listings come sorted, which a local disk's don't.
+        let root_url = if location.is_local() { "file:///" } else { "pushpull://lake/" };
+        let url = Url::parse(&format!("{root_url}{}/", location.path()))
             .map_err(|e| Error::InvalidOption { name: "output.url".into(), reason: e.to_string() })?;
         // An empty answer must mean "no table" and not "no access": ask the store first, whose errors name their cause.
         let has_log = !location.join("_delta_log").list().await?.is_empty();
@@ -352,6 +353,18 @@ mod tests {
         assert_eq!(published.len(), 1);
         assert_eq!((published["a"].shard_version.as_str(), published["a"].model.as_str()), ("2", "m2"));
         assert_eq!(again.model().unwrap().as_deref(), Some("m2"));
+    }
+
+    #[tokio::test]
+    async fn many_versions_on_a_local_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = crate::storage::Stores::new(dir.path()).open("weights of a lake/").unwrap();
+        for version in 0..12 {
+            let mut table = WeightsTable::open(&place).await.unwrap();
+            let change = Publication { written: vec![receipt("a", &version.to_string(), "m")], ..Publication::default() };
+            assert_eq!(table.publish(&change, serde_json::json!({})).await.unwrap(), version);
+        }
+        assert_eq!(WeightsTable::open(&place).await.unwrap().published().unwrap()["a"].shard_version, "11");
     }
 
     #[tokio::test]

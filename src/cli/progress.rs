@@ -13,12 +13,18 @@ const LINE_EVERY: Duration = Duration::from_secs(30);
 /// Sends this crate's warnings (with `verbose` more) to standard error.
 pub(super) fn log_to_standard_error(verbose: u8) {
     let level = match verbose {
-        0 => "warn",
+        0 => "pushpull=warn",
         1 => "pushpull=info,warn",
         _ => "pushpull=debug,info",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).without_time().init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .without_time()
+        .init();
 }
 
 #[derive(Debug)]

@@ -139,7 +139,8 @@ impl Location {
         }
     }
 
-    fn is_local(&self) -> bool {
+    /// Whether the place is on a local disk.
+    pub fn is_local(&self) -> bool {
         !self.url.contains("://") || self.url.starts_with("file://")
     }
 }

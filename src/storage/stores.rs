@@ -59,7 +59,8 @@ impl Stores {
                 reason: "keep credentials out of URLs: set them in the environment".into(),
             });
         }
-        let (scheme, path) = ObjectStoreScheme::parse(&url).map_err(|e| invalid(e.to_string()))?;
+        let supported = "supported are local paths, file://, s3://, gs://, az:// and http(s)://";
+        let (scheme, path) = ObjectStoreScheme::parse(&url).map_err(|e| invalid(format!("{e}; {supported}")))?;
         let key = format!("{}://{}", url.scheme(), url.authority());
         let environment = |name: &str| std::env::var(name).ok();
         let store: Arc<dyn ObjectStore> = match scheme {
@@ -90,7 +91,7 @@ impl Stores {
                 let builder = HttpBuilder::new().with_url(&key).with_client_options(options).with_retry(retry());
                 Ok(Arc::new(builder.build().map_err(|e| invalid(e.to_string()))?))
             })?,
-            _ => return Err(invalid("supported are local paths, file://, s3://, gs://, az:// and http(s)://".into())),
+            _ => return Err(invalid(supported.into())),
         };
         Ok(Location::new(store, path, text.to_owned()))
     }

@@ -107,7 +107,9 @@ fn a_sample_smaller_than_the_corpus_converges_too() {
     let lake = Lake::new();
     let report = lake.json(&["run", "job.toml", "--set", "transport.sample_rows=250"], 0);
     assert_eq!((&report["rows"], &report["converged"]), (&json!(ROWS), &json!(true)));
-    assert_eq!(lake.sql("select rows from models"), [json!({ "rows": 250 })]);
+    // Rows without text may be drawn but say nothing.
+    let rows = lake.sql("select rows from models")[0]["rows"].as_u64().unwrap();
+    assert!((248..=250).contains(&rows), "{rows}");
 }
 
 #[test]
