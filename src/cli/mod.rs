@@ -28,6 +28,8 @@ pub fn main() -> ExitCode {
     let json = arguments.json;
     match start(arguments) {
         Ok(code) => ExitCode::from(code),
+        // A reader that closed the pipe has seen enough: that is no error.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", job::with_causes(&error));
             if json {
@@ -133,12 +135,21 @@ fn to_json(value: &impl serde::Serialize) -> Result<String> {
     Ok(text)
 }
 
-/// Prints to standard output. A reader that closed the pipe has seen enough: that is no error.
 fn print(text: &str) -> Result<()> {
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Error::Storage { location: "standard output".into(), action: "write", source: Box::new(e) })
+    io::stdout().lock().write_all(text.as_bytes()).map_err(|e| Error::Storage {
+        location: "standard output".into(),
+        action: "write",
+        source: Box::new(e),
+    })
+}
+
+fn is_broken_pipe(error: &Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
+            return true;
         }
-        _ => Ok(()),
+        cause = error.source();
     }
+    false
 }

@@ -7,11 +7,48 @@ use crate::storage::Stores;
 use arrow::array::RecordBatch;
 use std::sync::Arc;
 
+/// The columns that a job embeds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowColumns {
+    columns: Vec<String>,
+    fallback: Option<String>,
+    is_text: bool,
+}
+
+impl RowColumns {
+    /// The columns that the job file names.
+    pub fn of(job: &JobFile) -> Self {
+        match &job.corpus.embedding {
+            Some(column) => Self { columns: vec![column.clone()], fallback: None, is_text: false },
+            None => Self { columns: job.corpus.text.clone(), fallback: job.corpus.text_fallback.clone(), is_text: true },
+        }
+    }
+
+    /// The text columns, or the one vector column.
+    pub fn views(&self) -> &[String] {
+        &self.columns
+    }
+
+    /// The column for rows where every text column is null.
+    pub fn fallback(&self) -> Option<&str> {
+        self.fallback.as_deref()
+    }
+
+    /// Whether the columns are text.
+    pub fn is_text(&self) -> bool {
+        self.is_text
+    }
+
+    /// Every column to read, the fallback last.
+    pub fn to_read(&self) -> Vec<String> {
+        self.columns.iter().chain(&self.fallback).cloned().collect()
+    }
+}
+
 /// Turns rows into unit vectors as a job says.
 #[derive(Debug, Clone)]
 pub struct RowEncoder {
-    columns: Vec<String>,
-    fallback: Option<String>,
+    columns: RowColumns,
     /// `None`: the one column holds vectors already.
     encoder: Option<Arc<dyn Encoder>>,
     fingerprint: String,
@@ -23,12 +60,13 @@ impl RowEncoder {
     /// # Errors
     /// [`Error::Model`] for a model that cannot be used, and what the store answers.
     pub async fn load(job: &JobFile, stores: &Stores) -> Result<Self> {
-        if let Some(column) = &job.corpus.embedding {
-            return Ok(Self { columns: vec![column.clone()], fallback: None, encoder: None, fingerprint: "vectors".to_owned() });
+        let columns = RowColumns::of(job);
+        if !columns.is_text {
+            return Ok(Self { columns, encoder: None, fingerprint: "vectors".to_owned() });
         }
         let encoder = load_model(&job.embed.model, stores).await?;
         let fingerprint = encoder.fingerprint().to_owned();
-        Ok(Self { columns: job.corpus.text.clone(), fallback: job.corpus.text_fallback.clone(), encoder: Some(encoder), fingerprint })
+        Ok(Self { columns, encoder: Some(encoder), fingerprint })
     }
 
     /// What determines the vectors.
@@ -36,27 +74,12 @@ impl RowEncoder {
         &self.fingerprint
     }
 
-    /// The text columns, or the one vector column.
-    pub fn columns(&self) -> &[String] {
+    /// The columns it reads.
+    pub fn columns(&self) -> &RowColumns {
         &self.columns
     }
 
-    /// The column for rows where every text column is null.
-    pub fn fallback(&self) -> Option<&str> {
-        self.fallback.as_deref()
-    }
-
-    /// Whether the columns are text.
-    pub fn is_text(&self) -> bool {
-        self.encoder.is_some()
-    }
-
-    /// Every column to read, in the order that [`encode`](Self::encode) expects.
-    pub fn columns_to_read(&self) -> Vec<String> {
-        self.columns.iter().chain(&self.fallback).cloned().collect()
-    }
-
-    /// Vectors of a batch whose columns are [`columns_to_read`](Self::columns_to_read), or these without the fallback. Runs on
+    /// Vectors of a batch whose columns are [`RowColumns::to_read`], or these without the fallback. Runs on
     /// rayon's current pool.
     ///
     /// # Errors
@@ -68,15 +91,16 @@ impl RowEncoder {
                 .get(index)
                 .ok_or_else(|| Error::Internal(format!("{object}: column {index} of {} is missing", batch.num_columns())))
         };
+        let RowColumns { columns, fallback, .. } = &self.columns;
         let Some(encoder) = &self.encoder else {
-            return embed::vectors(object, &self.columns[0], column(0)?);
+            return embed::vectors(object, &columns[0], column(0)?);
         };
-        let mut views = Vec::with_capacity(self.columns.len());
-        for (index, name) in self.columns.iter().enumerate() {
+        let mut views = Vec::with_capacity(columns.len());
+        for (index, name) in columns.iter().enumerate() {
             views.push(embed::texts(object, name, column(index)?)?);
         }
-        let fallback = match &self.fallback {
-            Some(name) if batch.num_columns() > self.columns.len() => Some(embed::texts(object, name, column(self.columns.len())?)?),
+        let fallback = match fallback {
+            Some(name) if batch.num_columns() > columns.len() => Some(embed::texts(object, name, column(columns.len())?)?),
             _ => None,
         };
         embed::embed_views(encoder.as_ref(), &views, fallback.as_deref())

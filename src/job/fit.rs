@@ -1,7 +1,7 @@
 //! Fits the potentials: draws the sample over all shards, embeds it once, and lets transport iterate over it.
 
 use super::context::Job;
-use super::encoder::RowEncoder;
+use super::encoder::{RowColumns, RowEncoder};
 use super::references::{ReferenceRows, Side, check_disjoint};
 use super::report::Quarantined;
 use super::sample::{SampledShard, draw};
@@ -30,11 +30,11 @@ pub struct Fitted {
 ///
 /// # Errors
 /// As [`ReferenceRows::read`] and [`check_disjoint`].
-pub async fn load_references(job: &Job, encoder: &RowEncoder) -> Result<(ReferenceRows, ReferenceRows)> {
+pub async fn load_references(job: &Job, columns: &RowColumns) -> Result<(ReferenceRows, ReferenceRows)> {
     let (safe, harm) = (job.stores.open(&job.file.references.safe)?, job.stores.open(&job.file.references.harm)?);
-    let safe = ReferenceRows::read(Side::Safe, &safe, encoder).await?;
-    let harm = ReferenceRows::read(Side::Harm, &harm, encoder).await?;
-    check_disjoint(&safe, &harm, encoder)?;
+    let safe = ReferenceRows::read(Side::Safe, &safe, columns).await?;
+    let harm = ReferenceRows::read(Side::Harm, &harm, columns).await?;
+    check_disjoint(&safe, &harm, columns)?;
     Ok((safe, harm))
 }
 
@@ -46,8 +46,8 @@ pub fn problem_digest(job: &Job, encoder: &RowEncoder, safe: &ReferenceRows, har
     let problem = serde_json::json!({
         "format": MODEL_FORMAT,
         "embedder": encoder.fingerprint(),
-        "columns": encoder.columns(),
-        "fallback": encoder.fallback(),
+        "columns": encoder.columns().views(),
+        "fallback": encoder.columns().fallback(),
         "safe": safe.digest,
         "harm": harm.digest,
         "options": job.file.transport.options(),
@@ -73,7 +73,7 @@ pub async fn fit_model(
     let options = job.file.transport.options();
     let (requests, mut quarantined) = draw_requests(job, shards).await?;
     let read =
-        ReadOptions { columns: encoder.columns_to_read(), rows: None, chunk_rows: job.options.chunk_rows, memory: job.options.memory };
+        ReadOptions { columns: encoder.columns().to_read(), rows: None, chunk_rows: job.options.chunk_rows, memory: job.options.memory };
     let (total, progress) = (requests.1, Arc::clone(&job.options.progress));
     let (requests, task_encoder, runtime) = (requests.0, encoder.clone(), Handle::current());
     let sampled = tokio::task::spawn_blocking(move || {
@@ -96,7 +96,7 @@ pub async fn fit_model(
     let warm = previous.filter(|model| {
         let card = &model.card;
         card.embedder == encoder.fingerprint()
-            && card.columns == encoder.columns()
+            && card.columns == encoder.columns().views()
             && (&card.safe_digest, &card.harm_digest) == (&safe_rows.digest, &harm_rows.digest)
     });
     let potentials = warm.map(|model| (model.transport.safe_potential.clone(), model.transport.harm_potential.clone()));
@@ -126,8 +126,8 @@ pub async fn fit_model(
         format: MODEL_FORMAT,
         problem,
         embedder: encoder.fingerprint().to_owned(),
-        columns: encoder.columns().to_vec(),
-        text_fallback: encoder.fallback().map(str::to_owned),
+        columns: encoder.columns().views().to_vec(),
+        text_fallback: encoder.columns().fallback().map(str::to_owned),
         safe_digest: safe_rows.digest.clone(),
         harm_digest: harm_rows.digest.clone(),
         safe_ids: safe_rows.ids.clone(),

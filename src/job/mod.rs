@@ -18,7 +18,7 @@ mod sample;
 mod weigh;
 
 pub use context::{DEFAULT_CHUNK_ROWS, DEFAULT_MEMORY, Job, Progress, RunOptions};
-pub use encoder::{RowEncoder, load_model, read_model_folder};
+pub use encoder::{RowColumns, RowEncoder, load_model, read_model_folder};
 pub use file::{BUILTIN, CorpusSection, DEFAULT_SAMPLE_ROWS, EmbedSection, JobFile, OutputSection, ReferencesSection, TransportSection};
 pub use fit::{Fitted, fit_model, load_references, problem_digest};
 pub use plan::{Plan, PlannedShard, ShardState, plan};

@@ -1,17 +1,18 @@
 //! A job as SQL tables: `corpus` (rows and weights), `references`, `shards`, `runs` and `models`.
 
 use super::context::Job;
-use super::encoder::RowEncoder;
-use super::fit::load_references;
+use super::encoder::RowColumns;
 use super::plan::{Plan, ShardState};
-use super::references::ReferenceRows;
+use super::references::{ReferenceRows, Side};
 use crate::catalog::{Published, StoredModel, WeightsTable, list_runs};
 use crate::error::{Error, Result};
 use crate::shard::{Layout, Shard};
-use crate::sql::{CorpusShard, CorpusTable, SidecarRef, SqlSession};
-use arrow::array::{ArrayRef, Float32Array, Float64Array, Int64Array, RecordBatch, StringArray};
-use arrow::json::reader::{ReaderBuilder, infer_json_schema_from_iterator};
+use crate::sql::{CorpusShard, CorpusTable, LazyTable, SidecarRef, SqlSession};
+use arrow::array::{ArrayRef, BooleanArray, Float32Array, Float64Array, Int64Array, RecordBatch, StringArray};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use object_store::ObjectMeta;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -51,18 +52,50 @@ pub async fn sql_session(job: &Job, threads: usize) -> Result<SqlSession> {
     let corpus = CorpusTable::try_new(Arc::clone(corpus_store), Arc::clone(job.output.store()), shards).await?;
     let session = SqlSession::with_memory(threads, usize::try_from(job.options.memory).unwrap_or(usize::MAX))?;
     session.register_table("corpus", Arc::new(corpus))?;
-    let encoder = RowEncoder::load(&job.file, &job.stores).await?;
-    let (safe, harm) = load_references(job, &encoder).await?;
-    register(&session, "references", references(&[safe, harm])?)?;
-    register(&session, "shards", shard_states(&plan, &published)?)?;
-    register(&session, "models", models(job).await?)?;
-    let runs = list_runs(&job.output).await?;
-    register(&session, "runs", runs_table(&runs)?)?;
+    let shard_states = shard_states(&plan, &published)?;
+    session.register_batches("shards", shard_states.schema(), vec![shard_states])?;
+    register_references(&session, job)?;
+    let output = job.output.clone();
+    register(&session, "models", models(&[])?, move || {
+        let output = output.clone();
+        async move {
+            let mut stored = Vec::new();
+            for digest in StoredModel::list(&output).await? {
+                stored.push(StoredModel::read(&output, &digest).await?);
+            }
+            models(&stored)
+        }
+        .boxed()
+    })?;
+    let output = job.output.clone();
+    register(&session, "runs", runs(&[])?, move || {
+        let output = output.clone();
+        async move { runs(&list_runs(&output).await?) }.boxed()
+    })?;
     Ok(session)
 }
 
-fn register(session: &SqlSession, name: &str, batch: RecordBatch) -> Result<()> {
-    session.register_batches(name, batch.schema(), vec![batch])
+/// Registers a table that is read when it is asked for; `empty` has its columns.
+fn register(
+    session: &SqlSession,
+    name: &str,
+    empty: RecordBatch,
+    load: impl Fn() -> BoxFuture<'static, Result<RecordBatch>> + Send + Sync + 'static,
+) -> Result<()> {
+    session.register_table(name, Arc::new(LazyTable::new(empty.schema(), load)))
+}
+
+fn register_references(session: &SqlSession, job: &Job) -> Result<()> {
+    let columns = RowColumns::of(&job.file);
+    let (safe, harm) = (job.stores.open(&job.file.references.safe)?, job.stores.open(&job.file.references.harm)?);
+    register(session, "references", references(&[])?, move || {
+        let (columns, safe, harm) = (columns.clone(), safe.clone(), harm.clone());
+        async move {
+            let safe = ReferenceRows::read(Side::Safe, &safe, &columns).await?;
+            references(&[safe, ReferenceRows::read(Side::Harm, &harm, &columns).await?])
+        }
+        .boxed()
+    })
 }
 
 fn sidecar_ref(job: &Job, shard: &Shard, sidecar: &Published) -> SidecarRef {
@@ -124,16 +157,12 @@ fn shard_states(plan: &Plan, published: &BTreeMap<String, Published>) -> Result<
 }
 
 /// One row a stored model: what it was fitted with and how well.
-async fn models(job: &Job) -> Result<RecordBatch> {
-    let mut cards = Vec::new();
-    for digest in StoredModel::list(&job.output).await? {
-        cards.push(StoredModel::read(&job.output, &digest).await?);
-    }
+fn models(cards: &[StoredModel]) -> Result<RecordBatch> {
     let number = |of: &dyn Fn(&StoredModel) -> f64| -> ArrayRef { Arc::new(Float64Array::from_iter_values(cards.iter().map(of))) };
     batch(vec![
         ("model", texts(cards.iter().map(|m| Some(&m.digest)))),
         ("parent", texts(cards.iter().map(|m| m.card.parent.as_ref()))),
-        ("converged", Arc::new(cards.iter().map(|m| Some(m.card.report.converged)).collect::<arrow::array::BooleanArray>())),
+        ("converged", Arc::new(cards.iter().map(|m| Some(m.card.report.converged)).collect::<BooleanArray>())),
         ("rows", Arc::new(Int64Array::from_iter_values(cards.iter().map(|m| m.card.report.rows as i64)))),
         ("epsilon", number(&|m| m.card.epsilon)),
         ("push", number(&|m| m.card.push)),
@@ -150,11 +179,36 @@ async fn models(job: &Job) -> Result<RecordBatch> {
     ])
 }
 
-/// The run reports, a row each, with the reports' own fields as columns.
-fn runs_table(runs: &[serde_json::Value]) -> Result<RecordBatch> {
-    let failed = |e: arrow::error::ArrowError| Error::Internal(format!("runs: {e}"));
-    let schema = infer_json_schema_from_iterator(runs.iter().map(Ok)).map_err(failed)?;
-    let mut decoder = ReaderBuilder::new(Arc::new(schema.clone())).build_decoder().map_err(failed)?;
-    decoder.serialize(runs).map_err(failed)?;
-    Ok(decoder.flush().map_err(failed)?.unwrap_or_else(|| RecordBatch::new_empty(Arc::new(schema))))
+/// One row a run that changed the table or met a shard it could not read.
+fn runs(reports: &[Value]) -> Result<RecordBatch> {
+    let count =
+        |path: &str| -> ArrayRef { Arc::new(reports.iter().map(|r| r.pointer(path).and_then(Value::as_i64)).collect::<Int64Array>()) };
+    let number =
+        |path: &str| -> ArrayRef { Arc::new(reports.iter().map(|r| r.pointer(path).and_then(Value::as_f64)).collect::<Float64Array>()) };
+    let flag =
+        |path: &str| -> ArrayRef { Arc::new(reports.iter().map(|r| r.pointer(path).and_then(Value::as_bool)).collect::<BooleanArray>()) };
+    let reasons = |report: &Value| {
+        let list = report.get("quarantined")?.as_array()?;
+        let lines: Vec<&str> = list.iter().filter_map(|q| q.get("reason")?.as_str()).collect();
+        (!lines.is_empty()).then(|| lines.join("\n"))
+    };
+    batch(vec![
+        ("version", count("/version")),
+        ("model", texts(reports.iter().map(|r| r.get("model").and_then(Value::as_str)))),
+        ("fitted", flag("/fitted")),
+        ("converged", flag("/converged")),
+        ("rows", count("/rows")),
+        ("rows_without_text", count("/rows_without_text")),
+        ("weighed", count("/shards/weighed")),
+        ("unchanged", count("/shards/unchanged")),
+        ("removed", count("/shards/removed")),
+        ("quarantined", count("/shards/quarantined")),
+        ("quarantine_reasons", texts(reports.iter().map(reasons))),
+        ("mean_weight", number("/mean_weight")),
+        ("ess", number("/ess")),
+        ("residual_safe", number("/residuals/safe")),
+        ("residual_harm", number("/residuals/harm")),
+        ("bytes_read", count("/bytes_read")),
+        ("seconds", number("/seconds/total")),
+    ])
 }

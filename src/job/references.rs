@@ -1,6 +1,6 @@
 //! The two reference files: rows with an id, a mass, a category and the corpus's columns.
 
-use super::encoder::RowEncoder;
+use super::encoder::{RowColumns, RowEncoder};
 use crate::embed;
 use crate::error::{Error, Result, nearest};
 use crate::shard::ShardFormat;
@@ -62,12 +62,12 @@ impl ReferenceRows {
     /// # Errors
     /// [`Error::References`] for a file that cannot be parsed, has no rows or an unusable mass, [`Error::Column`] for a column
     /// that is missing.
-    pub async fn read(side: Side, location: &Location, encoder: &RowEncoder) -> Result<Self> {
+    pub async fn read(side: Side, location: &Location, columns: &RowColumns) -> Result<Self> {
         let bytes = location.read().await?;
-        Self::parse(side, &location.to_string(), bytes, encoder)
+        Self::parse(side, &location.to_string(), bytes, columns)
     }
 
-    fn parse(side: Side, location: &str, bytes: Bytes, encoder: &RowEncoder) -> Result<Self> {
+    fn parse(side: Side, location: &str, bytes: Bytes, columns: &RowColumns) -> Result<Self> {
         let failed = |reason: String| Error::References { location: location.to_owned(), reason };
         let digest = blake3::hash(&bytes).to_hex()[..32].to_owned();
         let (schema, batches) = decode(location, bytes).map_err(|e| failed(format!("cannot be read: {e}")))?;
@@ -82,11 +82,11 @@ impl ReferenceRows {
             None => vec![None; table.num_rows()],
         };
         let mut positions = Vec::new();
-        for column in encoder.columns() {
+        for column in columns.views() {
             positions.push(schema.index_of(column).map_err(|_| missing(location, column, &schema))?);
         }
         // A reference file without plain documents has no use for the fallback.
-        positions.extend(encoder.fallback().and_then(|column| schema.index_of(column).ok()));
+        positions.extend(columns.fallback().and_then(|column| schema.index_of(column).ok()));
         let batch = table.project(&positions).map_err(|e| failed(e.to_string()))?;
         Ok(Self { side, location: location.to_owned(), digest, ids, masses, categories, batch })
     }
@@ -107,10 +107,10 @@ impl ReferenceRows {
     }
 
     /// What each row is compared by: its texts, or its vector.
-    fn contents(&self, encoder: &RowEncoder) -> Result<Vec<Vec<u8>>> {
+    fn contents(&self, columns: &RowColumns) -> Result<Vec<Vec<u8>>> {
         let mut contents = vec![Vec::new(); self.batch.num_rows()];
-        if !encoder.is_text() {
-            let rows = embed::vectors(&self.location, &encoder.columns()[0], self.batch.column(0))?;
+        if !columns.is_text() {
+            let rows = embed::vectors(&self.location, &columns.views()[0], self.batch.column(0))?;
             for (content, row) in contents.iter_mut().zip(rows.vectors.rows()) {
                 row.iter().for_each(|value| content.extend_from_slice(&value.to_le_bytes()));
             }
@@ -139,8 +139,8 @@ impl ReferenceRows {
 ///
 /// # Errors
 /// [`Error::References`] with their number and ids.
-pub fn check_disjoint(safe: &ReferenceRows, harm: &ReferenceRows, encoder: &RowEncoder) -> Result<()> {
-    let (in_safe, in_harm) = (safe.contents(encoder)?, harm.contents(encoder)?);
+pub fn check_disjoint(safe: &ReferenceRows, harm: &ReferenceRows, columns: &RowColumns) -> Result<()> {
+    let (in_safe, in_harm) = (safe.contents(columns)?, harm.contents(columns)?);
     for (rows, contents) in [(safe, &in_safe), (harm, &in_harm)] {
         let mut seen = HashMap::new();
         let twice: Vec<&str> =
@@ -252,7 +252,7 @@ mod tests {
     }
 
     fn read(side: Side, lines: &str, encoder: &RowEncoder) -> Result<ReferenceRows> {
-        ReferenceRows::parse(side, "refs.jsonl", Bytes::from(lines.to_owned()), encoder)
+        ReferenceRows::parse(side, "refs.jsonl", Bytes::from(lines.to_owned()), encoder.columns())
     }
 
     #[tokio::test]
@@ -301,7 +301,7 @@ mod tests {
         )
         .unwrap();
         let harm = read(Side::Harm, "{\"prompt\": \"a \", \"response\": \"c\", \"id\": \"h\"}", &encoder).unwrap();
-        let error = check_disjoint(&safe, &harm, &encoder).unwrap_err().to_string();
+        let error = check_disjoint(&safe, &harm, encoder.columns()).unwrap_err().to_string();
         assert!(error.contains("h = t") && error.contains("1 row is"), "{error}");
     }
 }

@@ -51,7 +51,7 @@ pub async fn weigh(job: &Job) -> Result<RunReport> {
 /// The table's current model, if it solves this job's problem.
 pub(super) async fn usable_model(job: &Job, table: &WeightsTable) -> Result<Option<StoredModel>> {
     let encoder = RowEncoder::load(&job.file, &job.stores).await?;
-    let (safe, harm) = load_references(job, &encoder).await?;
+    let (safe, harm) = load_references(job, encoder.columns()).await?;
     let problem = problem_digest(job, &encoder, &safe, &harm)?;
     Ok(current_model(job, table).await?.filter(|model| model.card.problem == problem))
 }
@@ -66,7 +66,7 @@ async fn current_model(job: &Job, table: &WeightsTable) -> Result<Option<StoredM
 async fn execute(job: &Job, which: Model, weighing: bool) -> Result<RunReport> {
     let started = Instant::now();
     let encoder = RowEncoder::load(&job.file, &job.stores).await?;
-    let (safe, harm) = load_references(job, &encoder).await?;
+    let (safe, harm) = load_references(job, encoder.columns()).await?;
     let listing = job.list().await?;
     let mut table = WeightsTable::open(&job.output).await?;
     let current = current_model(job, &table).await?;
@@ -155,7 +155,7 @@ async fn weigh_new(
         return Ok(Weighed::default());
     }
     let read =
-        ReadOptions { columns: encoder.columns_to_read(), rows: None, chunk_rows: job.options.chunk_rows, memory: job.options.memory };
+        ReadOptions { columns: encoder.columns().to_read(), rows: None, chunk_rows: job.options.chunk_rows, memory: job.options.memory };
     let (model, encoder, output, progress, runtime) =
         (model.clone(), encoder.clone(), job.output.clone(), Arc::clone(&job.options.progress), Handle::current());
     let task = tokio::task::spawn_blocking(move || {

@@ -30,6 +30,7 @@ mod arrow_shard;
 mod columns;
 mod corpus;
 mod ipc;
+mod lazy;
 mod merge;
 mod object;
 mod output;
@@ -42,6 +43,7 @@ mod tests;
 pub use crate::shard::ShardFormat;
 pub use columns::WEIGHT_COLUMNS;
 pub use corpus::CorpusTable;
+pub use lazy::LazyTable;
 pub use output::{OutputFormat, write_batches, write_rows};
 pub use session::{QueryRows, SqlSession};
 

@@ -73,7 +73,10 @@ fn a_corrupt_shard_is_quarantined_and_the_others_are_weighed() {
         lake.sql("select count(weight) > 200 as enough from corpus where shard <> 'part-0003.parquet'"),
         [json!({ "enough": true })]
     );
-    assert_eq!(lake.sql("select count(*) as n from runs where quarantined is not null"), [json!({ "n": 1 })]);
+    assert_eq!(
+        lake.sql("select quarantined, quarantine_reasons like '%part-0001%' as named from runs"),
+        [json!({ "quarantined": 2, "named": true })]
+    );
 
     // Mended, it is weighed by the next run, with the same model.
     fs::write(&path, &whole).unwrap();

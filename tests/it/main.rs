@@ -8,6 +8,8 @@
 mod bad_input;
 mod bytes_read;
 mod embed_golden;
+mod embedders;
+mod interrupted;
 mod other_engines;
 mod queries;
 mod rerun;

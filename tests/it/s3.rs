@@ -2,6 +2,7 @@
 
 use crate::support::{Lake, ROWS, needs};
 use serde_json::json;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Buckets that `.ci/run` makes.
@@ -23,16 +24,13 @@ fn client(endpoint: &str) -> Arc<dyn object_store::ObjectStore> {
     Arc::new(builder.with_region("us-east-1").with_access_key_id("testkey").with_secret_access_key("testsecret").build().unwrap())
 }
 
-fn upload(endpoint: &str, lake: &Lake, prefix: &str) {
+fn upload_folder(endpoint: &str, folder: &Path, prefix: &str) {
     use object_store::ObjectStoreExt;
     let store = client(endpoint);
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    for folder in ["corpus", "references"] {
-        for path in crate::support::walk(&lake.path(folder)) {
-            let name = path.strip_prefix(lake.path("")).unwrap().to_str().unwrap().to_owned();
-            let to = object_store::path::Path::from(format!("{prefix}/{name}"));
-            runtime.block_on(store.put(&to, std::fs::read(&path).unwrap().into())).unwrap();
-        }
+    for path in crate::support::walk(folder) {
+        let to = object_store::path::Path::from(format!("{prefix}/{}", path.strip_prefix(folder).unwrap().display()));
+        runtime.block_on(store.put(&to, std::fs::read(&path).unwrap().into())).unwrap();
     }
 }
 
@@ -46,7 +44,9 @@ fn the_same_weights_from_disk_and_from_s3() {
     let Some(endpoint) = needs("PUSHPULL_TEST_S3_ENDPOINT", "the main job on a real S3 server") else { return };
     let lake = lake(&endpoint, ("testkey", "testsecret"));
     let prefix = unique();
-    upload(&endpoint, &lake, &prefix);
+    for folder in ["corpus", "references"] {
+        upload_folder(&endpoint, &lake.path(folder), &format!("{prefix}/{folder}"));
+    }
     let url = |part: &str| format!("s3://{BUCKET}/{prefix}/{part}");
     let sets = [
         format!("corpus.url={}", url("corpus/")),
@@ -70,6 +70,12 @@ fn the_same_weights_from_disk_and_from_s3() {
     }
     let again = json("run");
     assert_eq!((&again["shards"]["weighed"], &again["shards"]["unchanged"], &again["version"]), (&json!(0), &json!(5), &remote["version"]));
+
+    // A model folder by URL: the builtin table's own files are the same model.
+    upload_folder(&endpoint, &Path::new(env!("CARGO_MANIFEST_DIR")).join("src/embed/builtin"), &format!("{prefix}/model"));
+    let with_model = [arguments("run"), vec!["--set".to_owned(), format!("embed.model={}", url("model/"))]].concat();
+    let report = lake.json(&with_model.iter().map(String::as_str).collect::<Vec<_>>(), 0);
+    assert_eq!((&report["model"], &report["shards"]["weighed"]), (&remote["model"], &json!(0)));
 
     // To the bit, in the corpus's order.
     let query = "select shard, row, weight, pull, push, safe_ref, harm_ref from corpus order by shard, row";
