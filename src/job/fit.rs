@@ -8,7 +8,7 @@ use super::sample::{SampledShard, draw};
 use crate::catalog::{MODEL_FORMAT, ModelCard, StoredModel};
 use crate::error::{Error, Result};
 use crate::shard::{Layout, ReadOptions, Shard, ShardEvent, ShardRequest, read_ahead};
-use crate::transport::{FitPhase, ReferenceSet, fit as fit_transport};
+use crate::transport::{FitPhase, ReferenceSet, TransportOptions, fit as fit_transport};
 use futures::{StreamExt, stream};
 use ndarray::{Array2, ArrayView1, Axis};
 use std::sync::Arc;
@@ -100,7 +100,9 @@ pub async fn fit_model(
             && (&card.safe_digest, &card.harm_digest) == (&safe_rows.digest, &harm_rows.digest)
     });
     let potentials = warm.map(|model| (model.transport.safe_potential.clone(), model.transport.harm_potential.clone()));
-    let fit_options = options.clone();
+    // The cache changes no bit of the result, so it is no part of what the model says it was asked for.
+    let cost_cache_bytes = options.cost_cache_bytes.min(usize::try_from(job.options.memory / 2).unwrap_or(usize::MAX));
+    let fit_options = TransportOptions { cost_cache_bytes, ..options.clone() };
     let progress = Arc::clone(&job.options.progress);
     let fitted = tokio::task::spawn_blocking(move || {
         let warm = potentials.as_ref().map(|(safe, harm)| (safe.as_slice(), harm.as_slice()));
