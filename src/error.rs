@@ -34,6 +34,15 @@ pub enum Error {
         source: BoxError,
     },
 
+    /// A URL or path that cannot be opened: malformed, of an unknown scheme, or without credentials.
+    #[error("{location}: {reason}")]
+    Location {
+        /// The URL or path, without credentials.
+        location: String,
+        /// What is wrong and what to set or change.
+        reason: String,
+    },
+
     /// Any other failure of an object store.
     #[error("{location}: could not {action}")]
     Storage {

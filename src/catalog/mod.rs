@@ -1,7 +1,7 @@
 //! What is published: the weights table's transaction log, the fitted models and the run reports.
 //!
 //! In: receipts of written sidecars, models, reports. Out: one commit per run on a Delta Lake table whose data files are the
-//! sidecars; `models/<digest>.safetensors` and `runs/<digest>.json`, immutable and named by their content.
+//! sidecars; `_models/<digest>.safetensors` and `_runs/<version>-<digest>.json`, immutable and named by their content.
 //! Guarantees: the log is the only commit point, so a sidecar that is not in it does not exist; a commit is whole or absent; two
 //! runs at once both succeed or one says so. Memory: the list of published shards.
 

@@ -13,7 +13,8 @@ use std::collections::HashMap;
 
 /// Version of the model file's tensors and keys.
 pub const MODEL_FORMAT: u32 = 1;
-const FOLDER: &str = "models";
+/// Engines that vacuum a Delta table delete files its log does not name, except below names that start with `_`.
+const FOLDER: &str = "_models";
 /// All metadata is one JSON value under one key, because a map of several keys has no fixed order.
 const CARD_KEY: &str = "pushpull";
 
@@ -87,7 +88,7 @@ impl StoredModel {
         Ok(Self { digest, card, transport })
     }
 
-    /// Writes the file under `models/` below `output`.
+    /// Writes the file under `_models/` below `output`.
     ///
     /// # Errors
     /// What the store answers.

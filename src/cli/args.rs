@@ -10,7 +10,7 @@ use std::path::PathBuf;
 pub(super) struct Arguments {
     #[command(subcommand)]
     pub(super) command: Command,
-    /// Print one JSON object to standard output.
+    /// Print JSON to standard output: one object (`sql`: one a row).
     #[arg(long, global = true)]
     pub(super) json: bool,
     /// Threads for computing [default: every core]. No result depends on it.
@@ -73,6 +73,18 @@ pub(super) struct JobArguments {
     /// Most rows computed on at once [default: 4096]. No result depends on it.
     #[arg(long, value_name = "ROWS", value_parser = at_least_one)]
     pub(super) chunk_rows: Option<usize>,
+}
+
+impl JobArguments {
+    /// The job and its overrides as they would be typed again.
+    pub(super) fn as_typed(&self) -> String {
+        let quoted = |text: &str| match text.chars().all(|c| c.is_ascii_alphanumeric() || "=._-/:".contains(c)) {
+            true => text.to_owned(),
+            false => format!("'{}'", text.replace('\'', "'\\''")),
+        };
+        let sets = self.set.iter().map(|set| format!(" --set {}", quoted(set)));
+        quoted(&self.job) + &sets.collect::<String>()
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -125,7 +125,7 @@ async fn open(of: &JobArguments) -> Result<Job> {
 }
 
 fn finish(of: &JobArguments, report: &RunReport, json: bool) -> Result<u8> {
-    print(&if json { to_json(report)? } else { text::report(&of.job, report) })?;
+    print(&if json { to_json(report)? } else { text::report(&of.as_typed(), report) })?;
     Ok(report.exit_code())
 }
 

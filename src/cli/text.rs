@@ -4,44 +4,55 @@ use crate::job::{Plan, RunReport, ShardState, WeighedRow};
 use bytesize::ByteSize;
 use std::fmt::Write;
 
-/// A run for a person: what happened, the rows at both ends, what to type next.
+/// A run for a person: what happened, the rows at both ends, what to type next. `job` is how the job was named on the command line.
 pub(super) fn report(job: &str, report: &RunReport) -> String {
     let mut out = String::new();
     let mut line = |name: &str, text: String| {
         let _ = writeln!(out, "{name:<10} {text}");
     };
-    let counts = report.shards;
-    let mut rows = format!("{} rows", report.rows);
-    if report.rows_without_text > 0 {
-        let _ = write!(rows, " ({} without text, which have no weight)", report.rows_without_text);
-    }
-    line("corpus", rows);
-    let mut fates = format!("{} weighed, {} unchanged", counts.weighed, counts.unchanged);
-    for (n, fate) in [(counts.removed, "removed"), (counts.quarantined, "quarantined")] {
-        if n > 0 {
-            let _ = write!(fates, ", {n} {fate}");
+    let weighed = report.rows > 0;
+    if weighed {
+        let without = match report.rows_without_text {
+            0 => String::new(),
+            n => format!(" ({n} without text, which have no weight)"),
+        };
+        line("corpus", format!("{} rows{without}", report.rows));
+        let counts = report.shards;
+        let mut fates = format!("{} weighed, {} unchanged", counts.weighed, counts.unchanged);
+        for (n, fate) in [(counts.removed, "removed"), (counts.quarantined, "quarantined")] {
+            if n > 0 {
+                let _ = write!(fates, ", {n} {fate}");
+            }
         }
+        line("shards", fates);
     }
-    line("shards", fates);
     for bad in &report.quarantined {
         line("", format!("quarantined: {}", bad.reason));
     }
     let state = if report.converged { "converged" } else { "NOT converged" };
     let origin = if report.fitted { "fitted now" } else { "fitted before" };
-    line(
-        "model",
-        format!("{} ({origin}, {state}; residuals safe {:.1e}, harm {:.1e})", report.model, report.residuals.safe, report.residuals.harm),
-    );
+    line("model", format!("{} ({origin} on {} rows, {state})", report.model, report.sample_rows));
     if let Some(reason) = &report.why_not {
         line("", reason.clone());
     }
     line("", format!("epsilon {:.4}, push {}, prior {:.4}, temperature {:.4}", report.epsilon, report.push, report.prior, report.tau));
-    line("weights", format!("mean {:.4}, effective sample size {:.1} %", report.mean_weight, 100.0 * report.ess));
+    line("residuals", format!("safe {:.1e}, harm {:.1e}", report.residuals.safe, report.residuals.harm));
+    if let (Some(held_out), Some(noise)) = (report.held_out, report.held_out_noise) {
+        line(
+            "held out",
+            format!(
+                "safe {:.2}, harm {:.2}; sampling noise alone makes {:.2} and {:.2}",
+                held_out.safe, held_out.harm, noise.safe, noise.harm
+            ),
+        );
+    }
     let cost = report.transport_cost;
     line(
         "transport",
         format!("to safe {:.4} -> {:.4}, to harm {:.4} -> {:.4}", cost.safe.before, cost.safe.after, cost.harm.before, cost.harm.after),
     );
+    let of = if weighed { "" } else { " on the sample" };
+    line("weights", format!("mean {:.4}, effective sample size {:.1} %{of}", report.mean_weight, 100.0 * report.ess));
     let seconds = report.seconds;
     line(
         "read",
@@ -50,13 +61,17 @@ pub(super) fn report(job: &str, report: &RunReport) -> String {
     if let Some(version) = report.version {
         line("table", format!("version {version}"));
     }
+    for hint in &report.hints {
+        line("hint", hint.clone());
+    }
     rows_of(&mut out, "most weight", &report.most, |row| &row.safe_ref);
     rows_of(&mut out, "least weight", &report.least, |row| &row.harm_ref);
-    let next =
-        if report.rows == 0 { format!("pushpull weigh {job}") } else { format!("pushpull sql {job} -f queries/best_80_percent.sql") };
-    let _ = writeln!(out, "\nnext\n  {next}");
-    if report.rows > 0 {
+    let _ = writeln!(out, "\nnext");
+    if weighed {
+        let _ = writeln!(out, "  pushpull sql {job} -f queries/best_80_percent.sql");
         let _ = writeln!(out, "  pushpull sql {job} -f queries/most_down_weighted.sql");
+    } else {
+        let _ = writeln!(out, "  pushpull weigh {job}");
     }
     out
 }

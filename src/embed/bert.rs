@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use serde::Deserialize;
 
 use super::folder::{Folder, Module, model_error};
-use super::tokens::{Scratch, Tokens};
+use super::tokens::{Tokens, Worker};
 use super::transformer::{Activation, Names, Shape, Transformer};
 use super::{Encoder, unit};
 use crate::error::{Error, Result};
@@ -192,7 +192,7 @@ impl Bert {
     }
 
     /// A text's ids with special tokens, cut to the model's length; none at all for a text without tokens.
-    fn text_ids(&self, text: &str, scratch: &mut Scratch) -> Result<Vec<u32>> {
+    fn text_ids(&self, text: &str, worker: &mut Worker<'_>) -> Result<Vec<u32>> {
         let lowered;
         let text = if self.lower_case {
             lowered = text.to_lowercase();
@@ -200,13 +200,12 @@ impl Bert {
         } else {
             text
         };
-        let mut ids = Vec::new();
         let room = self.max_tokens - self.before.len() - self.after.len();
-        self.tokens.ids_into(text, room, scratch, &mut ids)?;
+        let ids = worker.ids(text, room)?;
         if ids.is_empty() {
-            return Ok(ids);
+            return Ok(Vec::new());
         }
-        Ok([self.before.as_slice(), &ids, &self.after].concat())
+        Ok([self.before.as_slice(), ids, &self.after].concat())
     }
 
     /// One unit row for each sequence of ids, in order; a zero row for an empty one. Spread over rayon's current pool.
@@ -416,8 +415,8 @@ impl Encoder for Bert {
     }
 
     fn encode(&self, texts: &[&str]) -> Result<Array2<f32>> {
-        let ids = |scratch: &mut Scratch, text: &&str| self.text_ids(text, scratch);
-        let sequences = texts.par_iter().map_init(Scratch::default, ids).collect::<Result<Vec<_>>>()?;
+        let ids = |worker: &mut Worker<'_>, text: &&str| self.text_ids(text, worker);
+        let sequences = texts.par_iter().map_init(|| self.tokens.worker(), ids).collect::<Result<Vec<_>>>()?;
         self.pooled(&sequences)
     }
 }

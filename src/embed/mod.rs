@@ -8,6 +8,7 @@
 //! | `tokens`, `wordpiece` | text to token ids: the library's ids, found faster |
 //! | `distill` | a static table made from a transformer |
 //! | `views` | several text columns to one vector a row |
+//! | `tensors`, `product`, `unit` | numbers in a safetensors file, a matrix product, unit length |
 //! | `column` | Arrow arrays to texts or to ready-made vectors |
 //!
 //! Everything here is synchronous and does no IO: model files come in as bytes. Work is spread over rayon's *current* thread

@@ -14,7 +14,7 @@ use safetensors::tensor::Dtype;
 use serde::{Deserialize, Deserializer};
 
 use super::folder::{Folder, StaticParts, model_error};
-use super::tokens::{Scratch, Tokens};
+use super::tokens::{Tokens, Worker};
 use super::{Encoder, unit};
 use crate::error::{Error, Result};
 
@@ -118,14 +118,13 @@ impl StaticTable {
     }
 
     /// Fills `row`, all zero before, with one text's vector.
-    fn encode_into(&self, text: &str, worker: &mut Worker, row: &mut [f32]) -> Result<()> {
+    fn encode_into(&self, text: &str, worker: &mut Worker<'_>, row: &mut [f32]) -> Result<()> {
         let (text, limit) = match self.limit {
             None => (text, usize::MAX),
             Some(limit) => (first_characters(text, limit.characters), limit.tokens),
         };
-        self.tokens.ids_into(text, limit, &mut worker.scratch, &mut worker.ids)?;
         let dropped = self.tokens.unknown();
-        for &id in worker.ids.iter().filter(|&&id| Some(id) != dropped) {
+        for &id in worker.ids(text, limit)?.iter().filter(|&&id| Some(id) != dropped) {
             let Some(&(at, factor)) = self.entries.get(id as usize) else {
                 return Err(Error::Internal(format!("token {id} in a table of {} tokens", self.entries.len())));
             };
@@ -141,13 +140,6 @@ impl StaticTable {
         }
         Err(model_error(&self.location, "the table holds numbers that are not finite".to_owned(), None))
     }
-}
-
-/// What one worker reuses from text to text.
-#[derive(Default)]
-struct Worker {
-    scratch: Scratch,
-    ids: Vec<u32>,
 }
 
 impl Encoder for StaticTable {
@@ -167,7 +159,7 @@ impl Encoder for StaticTable {
         numbers
             .par_chunks_mut(self.dims)
             .zip(texts)
-            .try_for_each_init(Worker::default, |worker, (row, text)| self.encode_into(text, worker, row))?;
+            .try_for_each_init(|| self.tokens.worker(), |worker, (row, text)| self.encode_into(text, worker, row))?;
         Ok(rows)
     }
 }
@@ -180,7 +172,25 @@ fn first_characters(text: &str, count: usize) -> &str {
     text.char_indices().nth(count).map_or(text, |(end, _)| &text[..end])
 }
 
+/// `sum += factor × row`. The same operations in the same order with and without AVX2, so the same bits.
 fn add_int8(sum: &mut [f32], row: &[i8], factor: f32) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2.
+        return unsafe { add_int8_avx2(sum, row, factor) };
+    }
+    add_int8_plain(sum, row, factor);
+}
+
+/// The plain loop, compiled for AVX2: widening bytes takes one instruction there and many without, and this is the encoder's inner loop.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn add_int8_avx2(sum: &mut [f32], row: &[i8], factor: f32) {
+    add_int8_plain(sum, row, factor);
+}
+
+#[inline(always)]
+fn add_int8_plain(sum: &mut [f32], row: &[i8], factor: f32) {
     for (sum, &x) in sum.iter_mut().zip(row) {
         *sum += factor * f32::from(x);
     }
@@ -193,54 +203,35 @@ fn add_float(sum: &mut [f32], row: &[f32], factor: f32) {
 }
 
 #[cfg(test)]
-mod scratch_bench {
+mod tests {
+    use proptest::prelude::*;
+
     use super::*;
-    fn cpu() -> f64 {
-        let s = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-        s.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e9
-    }
-    #[test]
-    #[ignore]
-    fn bench() {
-        let raw = std::fs::read_to_string("/tmp/texts.bin").unwrap();
-        let texts: Vec<&str> = raw.split('\0').collect();
-        let files: super::super::ModelFiles = ["config.json", "model.safetensors", "tokenizer.json"]
-            .iter()
-            .map(|f| (f.to_string(), std::fs::read(format!("/work/main/src/embed/builtin/{f}")).unwrap().into()))
-            .collect();
-        let folder = Folder { location: "x", files: &files };
-        let super::super::folder::Layout::Static(parts) = folder.layout().unwrap() else { panic!() };
-        let t = StaticTable::load(&folder, &parts).unwrap();
-        for round in 0..3 {
-            let mut w = Worker::default();
-            let mut row = vec![0f32; 256];
-            let a = cpu();
-            let mut n = 0;
-            for x in &texts {
-                t.tokens.ids_into(x, usize::MAX, &mut w.scratch, &mut w.ids).unwrap();
-                n += w.ids.len();
-            }
-            let b = cpu();
-            for x in &texts {
-                row.fill(0.0);
-                t.encode_into(x, &mut w, &mut row).unwrap();
-            }
-            let c = cpu();
-            let nonascii: usize = texts.iter().filter(|t| !t.is_ascii()).count();
-            let a2 = cpu();
-            for x in texts.iter().filter(|t| t.is_ascii()) {
-                t.tokens.ids_into(x, usize::MAX, &mut w.scratch, &mut w.ids).unwrap();
-            }
-            let b2 = cpu();
-            eprintln!(
-                "{round}: tokens {:.3}s ({:.1} MB/s), all {:.3}s ({:.1} MB/s, {:.0} docs/s); {n} tokens; ascii part {:.3}s, nonascii texts {nonascii}",
-                b - a,
-                raw.len() as f64 / 1e6 / (b - a),
-                c - b,
-                raw.len() as f64 / 1e6 / (c - b),
-                texts.len() as f64 / (c - b),
-                b2 - a2
-            );
+
+    proptest! {
+        #[test]
+        fn both_ways_of_adding_int8_give_the_same_bits(
+            row in prop::collection::vec(any::<i8>(), 1..70),
+            start in prop::collection::vec(-1e3_f32..1e3, 70),
+            factor in -10.0_f32..10.0,
+        ) {
+            let (mut fast, mut plain) = (start.clone(), start);
+            add_int8(&mut fast, &row, factor);
+            add_int8_plain(&mut plain, &row, factor);
+            prop_assert_eq!(fast, plain);
         }
+
+        #[test]
+        fn the_first_characters_are_cut_between_characters(text in any::<String>(), count in 0_usize..20) {
+            prop_assert_eq!(first_characters(&text, count), text.chars().take(count).collect::<String>());
+        }
+    }
+
+    #[test]
+    fn the_length_limit_is_the_default_a_number_or_none() {
+        let limit = |json: &str| serde_json::from_str::<Config>(json).unwrap().max_length;
+        assert_eq!(limit("{}"), None);
+        assert_eq!(limit(r#"{"max_length": null}"#), Some(None));
+        assert_eq!(limit(r#"{"max_length": 64}"#), Some(Some(64)));
     }
 }

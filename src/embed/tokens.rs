@@ -5,6 +5,7 @@
 //! small cache, because such stretches repeat (`don’t`, `café`). Other tokenizers go to the library as a whole.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokenizers::Tokenizer;
 
@@ -24,13 +25,39 @@ pub(super) struct Tokens {
     fast: Option<WordPiece>,
     unknown: Option<u32>,
     size: usize,
+    /// Caches that no worker holds now. A lock is taken once a worker, not once a text.
+    idle: Mutex<Vec<Scratch>>,
 }
 
-/// What one worker reuses from text to text.
+/// What is reused from text to text.
 #[derive(Debug, Default)]
-pub(super) struct Scratch {
+struct Scratch {
     word: Vec<u8>,
     stretches: HashMap<Box<str>, Box<[u32]>>,
+}
+
+/// Tokenises text after text, in one thread. Its cache comes from the tokenizer and goes back when the worker is dropped.
+pub(super) struct Worker<'a> {
+    tokens: &'a Tokens,
+    scratch: Scratch,
+    ids: Vec<u32>,
+}
+
+impl Worker<'_> {
+    /// The text's ids, at most the first `limit` of them.
+    ///
+    /// # Errors
+    /// [`Error::Model`](crate::error::Error::Model) where the library refuses the text.
+    pub(super) fn ids(&mut self, text: &str, limit: usize) -> Result<&[u32]> {
+        self.tokens.ids_into(text, limit, &mut self.scratch, &mut self.ids)?;
+        Ok(&self.ids)
+    }
+}
+
+impl Drop for Worker<'_> {
+    fn drop(&mut self) {
+        self.tokens.idle().push(std::mem::take(&mut self.scratch));
+    }
 }
 
 impl Tokens {
@@ -47,7 +74,7 @@ impl Tokens {
         };
         let fast = WordPiece::new(&pipeline, &library.get_vocab(false));
         let size = library.get_vocab(true).values().max().map_or(0, |&highest| highest as usize + 1);
-        Ok(Self { location: location.to_owned(), library, fast, unknown, size })
+        Ok(Self { location: location.to_owned(), library, fast, unknown, size, idle: Mutex::default() })
     }
 
     /// The id that stands for what the vocabulary does not have, if there is one.
@@ -88,11 +115,19 @@ impl Tokens {
         Ok((framed[..at].to_vec(), framed[at + bare.len()..].to_vec()))
     }
 
+    /// A worker for one thread, with a cache another has filled where one is free.
+    pub(super) fn worker(&self) -> Worker<'_> {
+        let scratch = self.idle().pop().unwrap_or_default();
+        Worker { tokens: self, scratch, ids: Vec::new() }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Scratch>> {
+        // A cache holds the library's answers only, so one that a panic left behind is as good as any.
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Replaces `ids` by the text's ids, at most the first `limit` of them.
-    ///
-    /// # Errors
-    /// [`Error::Model`](crate::error::Error::Model) where the library refuses the text.
-    pub(super) fn ids_into(&self, text: &str, limit: usize, scratch: &mut Scratch, ids: &mut Vec<u32>) -> Result<()> {
+    fn ids_into(&self, text: &str, limit: usize, scratch: &mut Scratch, ids: &mut Vec<u32>) -> Result<()> {
         ids.clear();
         let Some(fast) = &self.fast else {
             return self.library_ids(text, limit, ids);
@@ -110,7 +145,7 @@ impl Tokens {
     }
 
     /// The library's own ids for a whole text, at most the first `limit`, appended.
-    pub(super) fn library_ids(&self, text: &str, limit: usize, ids: &mut Vec<u32>) -> Result<()> {
+    fn library_ids(&self, text: &str, limit: usize, ids: &mut Vec<u32>) -> Result<()> {
         let encoding = self.library.encode_fast(text, false).map_err(|e| self.refused(e))?;
         ids.extend(encoding.get_ids().iter().take(limit));
         Ok(())

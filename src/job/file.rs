@@ -167,7 +167,11 @@ impl JobFile {
             true => PathBuf::from("."),
             false => Path::new(location).parent().map(Path::to_path_buf).unwrap_or_default(),
         };
-        Ok((Self::parse(text, overrides).map_err(failed)?, base))
+        let job = Self::parse(text, overrides).map_err(|reason| match Self::parse(text, &[]) {
+            Ok(_) => Error::JobFile { location: "--set".to_owned(), reason },
+            Err(_) => failed(reason),
+        })?;
+        Ok((job, base))
     }
 
     /// Parses a job and applies overrides. The error is the reason alone.

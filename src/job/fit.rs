@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 /// Footers read at once.
-const FOOTERS_AT_ONCE: usize = 16;
+pub(super) const FOOTERS_AT_ONCE: usize = 16;
 
 /// A fitted model and what happened on the way.
 #[derive(Debug)]

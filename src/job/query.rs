@@ -159,6 +159,7 @@ fn shard_states(plan: &Plan, published: &BTreeMap<String, Published>) -> Result<
 /// One row a stored model: what it was fitted with and how well.
 fn models(cards: &[StoredModel]) -> Result<RecordBatch> {
     let number = |of: &dyn Fn(&StoredModel) -> f64| -> ArrayRef { Arc::new(Float64Array::from_iter_values(cards.iter().map(of))) };
+    let optional = |of: &dyn Fn(&StoredModel) -> Option<f64>| -> ArrayRef { Arc::new(cards.iter().map(of).collect::<Float64Array>()) };
     batch(vec![
         ("model", texts(cards.iter().map(|m| Some(&m.digest)))),
         ("parent", texts(cards.iter().map(|m| m.card.parent.as_ref()))),
@@ -170,6 +171,10 @@ fn models(cards: &[StoredModel]) -> Result<RecordBatch> {
         ("tau", number(&|m| m.card.tau)),
         ("residual_safe", number(&|m| m.card.report.residuals.safe)),
         ("residual_harm", number(&|m| m.card.report.residuals.harm)),
+        ("held_out_safe", optional(&|m| m.card.report.held_out.map(|r| r.safe))),
+        ("held_out_harm", optional(&|m| m.card.report.held_out.map(|r| r.harm))),
+        ("held_out_noise_safe", optional(&|m| m.card.report.held_out_noise.map(|r| r.safe))),
+        ("held_out_noise_harm", optional(&|m| m.card.report.held_out_noise.map(|r| r.harm))),
         ("ess", number(&|m| m.card.report.ess)),
         ("cost_safe_before", number(&|m| m.card.report.transport_cost.safe.before)),
         ("cost_safe_after", number(&|m| m.card.report.transport_cost.safe.after)),

@@ -6,6 +6,9 @@ use crate::shard::Shard;
 use crate::transport::{Residuals, TransportCosts};
 use serde::Serialize;
 
+/// A mean weight this far from 1 is worth a hint. Sampling alone moves it less: by 0.01 for 300,000 rows and the default sample.
+const DRIFT: f64 = 0.05;
+
 /// A shard that could not be weighed, and why. It is tried again in every run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Quarantined {
@@ -92,6 +95,8 @@ pub struct RunReport {
     pub model: String,
     /// Whether this run fitted it.
     pub fitted: bool,
+    /// Rows it was fitted on.
+    pub sample_rows: usize,
     /// Whether the fit reached its threshold.
     pub converged: bool,
     /// Why it did not, and what to change.
@@ -125,6 +130,8 @@ pub struct RunReport {
     pub version: Option<u64>,
     /// Shards that could not be read.
     pub quarantined: Vec<Quarantined>,
+    /// What to look at although nothing failed.
+    pub hints: Vec<String>,
     /// The most and the least weighted rows of this run. Not in the JSON: rows belong in SQL.
     #[serde(skip)]
     pub most: Vec<WeighedRow>,
@@ -148,6 +155,7 @@ impl RunReport {
             shards: ShardCounts::default(),
             model: digest.to_owned(),
             fitted: false,
+            sample_rows: report.rows,
             converged: report.converged,
             why_not: report.why_not.clone(),
             residuals: report.residuals,
@@ -164,12 +172,14 @@ impl RunReport {
             seconds: Seconds::default(),
             version: None,
             quarantined: Vec::new(),
+            hints: Vec::new(),
             most: Vec::new(),
             least: Vec::new(),
         }
     }
 
-    /// Rows, mean weight and effective sample size of what is published.
+    /// Rows, mean weight and effective sample size of what is published, and a hint where the corpus has moved away from the sample
+    /// that the model was fitted on.
     pub(super) fn describe_table<'a>(&mut self, published: impl IntoIterator<Item = &'a Published>) {
         let (mut rows, mut unweighed, mut sum, mut squares) = (0u64, 0u64, 0.0f64, 0.0f64);
         for sidecar in published {
@@ -183,6 +193,12 @@ impl RunReport {
         if weighed > 0.0 && squares > 0.0 {
             self.mean_weight = sum / weighed;
             self.ess = sum * sum / (weighed * squares);
+            if (self.mean_weight - 1.0).abs() > DRIFT {
+                self.hints.push(format!(
+                    "the mean weight is {:.3}, not 1: the corpus is no longer what the model was fitted on; `pushpull fit` learns it anew",
+                    self.mean_weight
+                ));
+            }
         }
     }
 }

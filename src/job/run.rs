@@ -2,13 +2,16 @@
 
 use super::context::Job;
 use super::encoder::RowEncoder;
-use super::fit::{fit_model, load_references, problem_digest};
+use super::fit::{FOOTERS_AT_ONCE, fit_model, load_references, problem_digest};
 use super::plan::{gone, is_done};
 use super::report::{Quarantined, RunReport, ShardCounts};
-use super::weigh::{Weighed, weigh_shards};
+use super::weigh::{Weighed, identity, weigh_shards};
 use crate::catalog::{Publication, StoredModel, WeightsTable, write_run};
 use crate::error::{Error, Result};
-use crate::shard::{Listing, ReadOptions, Shard};
+use crate::shard::{Layout, Listing, ReadOptions, Shard};
+use crate::writeback::{Receipt, sidecar_path, unpublished_receipt};
+use futures::{StreamExt, stream};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::runtime::Handle;
@@ -56,18 +59,35 @@ pub(super) async fn usable_model(job: &Job, table: &WeightsTable) -> Result<Opti
     Ok(current_model(job, table).await?.filter(|model| model.card.problem == problem))
 }
 
+/// A column that the first shard lacks as well is a slip in the job file and no fault of the references.
+async fn blame_corpus_first(listing: &Listing, encoder: &RowEncoder, error: Error) -> Error {
+    let Some(shard) = listing.shards.first() else { return error };
+    let Ok(layout) = Layout::load(shard, false).await else { return error };
+    layout.column_positions(&shard.name, &encoder.columns().to_read()).err().unwrap_or(error)
+}
+
 async fn current_model(job: &Job, table: &WeightsTable) -> Result<Option<StoredModel>> {
     match table.model()? {
-        Some(digest) => StoredModel::read(&job.output, &digest).await.map(Some),
         None => Ok(None),
+        Some(digest) => match StoredModel::read(&job.output, &digest).await {
+            Err(Error::NotFound { location, .. }) => {
+                tracing::warn!(%location, "the table's current model is gone; a run fits a new one");
+                Ok(None)
+            }
+            read => read.map(Some),
+        },
     }
 }
 
 async fn execute(job: &Job, which: Model, weighing: bool) -> Result<RunReport> {
     let started = Instant::now();
-    let encoder = RowEncoder::load(&job.file, &job.stores).await?;
-    let (safe, harm) = load_references(job, encoder.columns()).await?;
     let listing = job.list().await?;
+    let encoder = RowEncoder::load(&job.file, &job.stores).await?;
+    let (safe, harm) = match load_references(job, encoder.columns()).await {
+        Ok(references) => references,
+        Err(error @ Error::Column { .. }) => return Err(blame_corpus_first(&listing, &encoder, error).await),
+        Err(error) => return Err(error),
+    };
     let mut table = WeightsTable::open(&job.output).await?;
     let current = current_model(job, &table).await?;
     let problem = problem_digest(job, &encoder, &safe, &harm)?;
@@ -126,7 +146,7 @@ async fn execute(job: &Job, which: Model, weighing: bool) -> Result<RunReport> {
     }
     report.version = table.version();
     let published = table.published()?;
-    if !published.is_empty() {
+    if weighing && !published.is_empty() {
         report.describe_table(published.values());
     }
     report.bytes_read = job.stores.traffic().bytes_read();
@@ -140,6 +160,34 @@ async fn execute(job: &Job, which: Model, weighing: bool) -> Result<RunReport> {
     Ok(report)
 }
 
+/// Splits off the shards whose sidecars are there already, finished by a run that did not come to its commit.
+async fn resume(job: &Job, model: &StoredModel, todo: Vec<Shard>) -> Result<(Vec<Shard>, Vec<Receipt>)> {
+    let there: HashMap<String, u64> =
+        job.output.join("data").list().await?.into_iter().map(|object| (object.location.to_string(), object.size)).collect();
+    let looked_up = stream::iter(todo).map(|shard| {
+        let identity = identity(&shard, model);
+        let size = there.get(job.output.join(&sidecar_path(&identity)).path().as_ref()).copied();
+        async move {
+            let receipt = match size {
+                Some(size) => unpublished_receipt(&job.output, identity, size).await,
+                None => None,
+            };
+            (shard, receipt)
+        }
+    });
+    let (mut missing, mut finished) = (Vec::new(), Vec::new());
+    for (shard, receipt) in looked_up.buffered(FOOTERS_AT_ONCE).collect::<Vec<_>>().await {
+        match receipt {
+            Some(receipt) => finished.push(receipt),
+            None => missing.push(shard),
+        }
+    }
+    if !finished.is_empty() {
+        tracing::info!(shards = finished.len(), "finished by an earlier run that did not commit");
+    }
+    Ok((missing, finished))
+}
+
 async fn weigh_new(
     job: &Job,
     encoder: &RowEncoder,
@@ -151,8 +199,10 @@ async fn weigh_new(
     let published = table.published()?;
     let todo: Vec<Shard> = listing.shards.iter().filter(|shard| !is_done(shard, &published, &model.digest)).cloned().collect();
     counts.unchanged = listing.shards.len() - todo.len();
+    let (todo, finished) = resume(job, model, todo).await?;
     if todo.is_empty() {
-        return Ok(Weighed::default());
+        counts.weighed = finished.len();
+        return Ok(Weighed { receipts: finished, ..Weighed::default() });
     }
     let read =
         ReadOptions { columns: encoder.columns().to_read(), rows: None, chunk_rows: job.options.chunk_rows, memory: job.options.memory };
@@ -164,7 +214,8 @@ async fn weigh_new(
         progress.end();
         weighed
     });
-    let weighed = task.await.map_err(|e| Error::Internal(format!("weighing: {e}")))??;
+    let mut weighed = task.await.map_err(|e| Error::Internal(format!("weighing: {e}")))??;
+    weighed.receipts.extend(finished);
     counts.weighed = weighed.receipts.len();
     Ok(weighed)
 }

@@ -63,12 +63,7 @@ pub fn weigh_shards(
         let shard = &shards[index];
         let outcome = match event {
             ShardEvent::Opened(layout) => {
-                let identity = SidecarIdentity {
-                    shard: shard.name.clone(),
-                    shard_version: shard.version(),
-                    shard_size: shard.meta.size,
-                    model: model.digest.clone(),
-                };
+                let identity = identity(shard, model);
                 current = Some(SidecarWriter::try_new(output, identity, layout.rows_per_group(), Arc::clone(&ids))?);
                 Ok(())
             }
@@ -120,6 +115,11 @@ pub fn weigh_shards(
     }
     weighed.receipts = receipts.into_iter().flatten().collect();
     Ok(weighed)
+}
+
+/// What the sidecar of a shard is the sidecar of.
+pub(super) fn identity(shard: &Shard, model: &StoredModel) -> SidecarIdentity {
+    SidecarIdentity { shard: shard.name.clone(), shard_version: shard.version(), shard_size: shard.meta.size, model: model.digest.clone() }
 }
 
 fn weigh_chunk(weigher: &Weigher<'_>, encoder: &RowEncoder, shard: &Shard, chunk: &Chunk) -> Result<Vec<Option<RowWeight>>> {

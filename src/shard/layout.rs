@@ -12,7 +12,7 @@ use object_store::ObjectStoreExt;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::arrow::async_reader::MetadataFetch;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{PageIndexPolicy, ParquetMetaDataReader};
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -42,10 +42,7 @@ impl Layout {
         match shard.format {
             ShardFormat::Parquet => {
                 let policy = if page_index { PageIndexPolicy::Optional } else { PageIndexPolicy::Skip };
-                let footer = ParquetMetaDataReader::new()
-                    .with_page_index_policy(policy)
-                    .with_prefetch_hint(Some(FOOTER_GUESS))
-                    .load_and_finish(Footer(&shard.location), shard.meta.size)
+                let footer = read_parquet_footer(&shard.location, shard.meta.size, policy)
                     .await
                     .map_err(|e| failed("no readable Parquet footer", Box::new(e)))?;
                 let metadata = ArrowReaderMetadata::try_new(Arc::new(footer), ArrowReaderOptions::new())
@@ -103,6 +100,16 @@ impl Layout {
             })
             .collect()
     }
+}
+
+/// The footer of a Parquet object of `size` bytes.
+pub(crate) async fn read_parquet_footer(
+    location: &Location,
+    size: u64,
+    policy: PageIndexPolicy,
+) -> parquet::errors::Result<ParquetMetaData> {
+    let reader = ParquetMetaDataReader::new().with_page_index_policy(policy).with_prefetch_hint(Some(FOOTER_GUESS));
+    reader.load_and_finish(Footer(location), size).await
 }
 
 /// Fetches the ranges that the footer's reader asks for.

@@ -113,7 +113,7 @@ pub async fn list_shards(stores: &Stores, url: &str, output: Option<&Location>) 
 
 /// The folder (with its `/`) of a weights table, told by one of its files: a fitted model beside a transaction log.
 fn weights_table(name: &str) -> Option<String> {
-    let (folder, file) = name.rsplit_once("models/")?;
+    let (folder, file) = name.rsplit_once("_models/")?;
     (!folder.is_empty() && folder.ends_with('/') && !file.contains('/') && file.ends_with(".safetensors")).then(|| folder.to_owned())
 }
 
@@ -162,7 +162,7 @@ mod tests {
                 "lake/.hidden/x.parquet",
                 "lake/notes.txt",
                 "lake/weights/data/1/2.parquet",
-                "lake/old-weights/models/abc.safetensors",
+                "lake/old-weights/_models/abc.safetensors",
                 "lake/old-weights/data/1/2.parquet",
             ],
         );

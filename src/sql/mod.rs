@@ -44,7 +44,7 @@ pub use crate::shard::ShardFormat;
 pub use columns::WEIGHT_COLUMNS;
 pub use corpus::CorpusTable;
 pub use lazy::LazyTable;
-pub use output::{OutputFormat, write_batches, write_rows};
+pub use output::{OutputFormat, TABLE_TEXT, write_batches, write_rows};
 pub use session::{QueryRows, SqlSession};
 
 use object_store::ObjectMeta;

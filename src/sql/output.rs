@@ -4,9 +4,10 @@ use std::io::Write;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
+use arrow::compute::cast;
 use arrow::csv::WriterBuilder as CsvBuilder;
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::{DataType, Float64Type, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::json::writer::{LineDelimited, Writer as JsonWriter, WriterBuilder as JsonBuilder};
 use arrow::util::pretty::pretty_format_batches_with_schema;
@@ -18,10 +19,14 @@ use parquet::file::properties::WriterProperties;
 use super::session::QueryRows;
 use crate::error::{BoxError, Error, Result, nearest};
 
+/// Characters of a text that a table for people shows.
+pub const TABLE_TEXT: usize = 48;
+
 /// How rows are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OutputFormat {
-    /// A table for people, drawn when all rows are known: all rows are held in memory. The default.
+    /// A table for people, drawn when all rows are known: all rows are held in memory. Texts are cut to one line of
+    /// [`TABLE_TEXT`] characters and numbers to four decimals; the other formats hold them whole. The default.
     #[default]
     Table,
     /// Comma-separated values with a header line; NULL is empty. Nested columns cannot be written.
@@ -124,7 +129,9 @@ impl<W: Write + Send> RowWriter<W> {
     fn finish(self) -> Result<()> {
         match self {
             Self::Table { schema, batches, mut writer } => {
-                let table = pretty_format_batches_with_schema(schema, &batches).map_err(arrow_error)?;
+                let shown = batches.iter().map(for_people).collect::<std::result::Result<Vec<_>, _>>().map_err(arrow_error)?;
+                let schema = shown.first().map_or(schema, RecordBatch::schema);
+                let table = pretty_format_batches_with_schema(schema, &shown).map_err(arrow_error)?;
                 writeln!(writer, "{table}").and_then(|()| writer.flush()).map_err(io_error)
             }
             Self::Csv(csv) => csv.into_inner().flush().map_err(io_error),
@@ -135,6 +142,40 @@ impl<W: Write + Send> RowWriter<W> {
             Self::Parquet(mut parquet) => parquet.finish().map(drop).map_err(parquet_error),
         }
     }
+}
+
+/// The same rows with texts and numbers cut to what a person reads.
+fn for_people(batch: &RecordBatch) -> std::result::Result<RecordBatch, ArrowError> {
+    let schema = batch.schema();
+    let columns = schema.fields().iter().zip(batch.columns()).map(|(field, column)| {
+        let shown: ArrayRef = match column.data_type() {
+            DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => {
+                let texts = cast(column, &DataType::LargeUtf8)?;
+                Arc::new(texts.as_string::<i64>().iter().map(|text| text.map(one_line)).collect::<StringArray>())
+            }
+            DataType::Float32 | DataType::Float64 => {
+                let numbers = cast(column, &DataType::Float64)?;
+                Arc::new(numbers.as_primitive::<Float64Type>().iter().map(|number| number.map(four_decimals)).collect::<StringArray>())
+            }
+            _ => Arc::clone(column),
+        };
+        Ok((field.name().clone(), shown, true))
+    });
+    RecordBatch::try_from_iter_with_nullable(columns.collect::<std::result::Result<Vec<_>, ArrowError>>()?)
+}
+
+fn one_line(text: &str) -> String {
+    let mut line: String = text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(TABLE_TEXT + 1).collect();
+    if line.chars().count() > TABLE_TEXT {
+        line.pop();
+        line.push('…');
+    }
+    line
+}
+
+/// Small numbers keep their order of magnitude.
+fn four_decimals(number: f64) -> String {
+    if number == 0.0 || number.abs() >= 1e-3 { format!("{number:.4}") } else { format!("{number:.2e}") }
 }
 
 fn is_dictionary(kind: &DataType) -> bool {

@@ -55,6 +55,8 @@ impl SqlSession {
         // DataFusion 55 loses rows of `min` and `max` over a column that some files lack, as any base column may be
         // (https://github.com/apache/datafusion/issues/25147).
         config.options_mut().optimizer.enable_aggregate_dynamic_filter_pushdown = false;
+        // "The highest weights" are not the rows without one.
+        config.options_mut().sql_parser.default_null_ordering = "nulls_last".to_owned();
         Self { context: SessionContext::new_with_config_rt(config.with_information_schema(true), runtime) }
     }
 

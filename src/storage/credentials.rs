@@ -52,8 +52,8 @@ impl Cloud {
         if variable(PLATFORM).as_deref() == Some("1") || self.sufficient().iter().any(|name| set(name)) {
             return Ok(());
         }
-        Err(Error::InvalidOption {
-            name: url.to_owned(),
+        Err(Error::Location {
+            location: url.to_owned(),
             reason: format!(
                 "no credentials in the environment: set one of {}, or {PLATFORM}=1 to use the role of the machine this runs on",
                 self.sufficient().join(", ")

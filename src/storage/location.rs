@@ -127,7 +127,13 @@ impl Location {
         let status = status_of(&error);
         match (&error, status) {
             (Store::NotFound { .. }, _) | (_, Some(404)) => {
-                let help = if error.to_string().contains("NoSuchBucket") { "there is no such bucket" } else { "check the URL" };
+                let help = if error.to_string().contains("NoSuchBucket") {
+                    "there is no such bucket"
+                } else if self.is_local() {
+                    "no such file or folder"
+                } else {
+                    "no such object; check the URL"
+                };
                 Error::NotFound { location, help: help.into() }
             }
             (Store::PermissionDenied { .. } | Store::Unauthenticated { .. }, _) | (_, Some(401 | 403)) => Error::PermissionDenied {

@@ -46,7 +46,7 @@ impl Stores {
     /// # Errors
     /// An unknown scheme, a malformed URL, or a cloud URL without credentials in the environment.
     pub fn open(&self, text: &str) -> Result<Location> {
-        let invalid = |reason: String| Error::InvalidOption { name: text.to_owned(), reason };
+        let invalid = |reason: String| Error::Location { location: text.to_owned(), reason };
         if !text.contains("://") {
             return self.local(text, &self.base.join(text));
         }
@@ -54,8 +54,8 @@ impl Stores {
         if url.password().is_some() {
             let mut shown = url.clone();
             let _ = shown.set_password(None);
-            return Err(Error::InvalidOption {
-                name: shown.to_string(),
+            return Err(Error::Location {
+                location: shown.to_string(),
                 reason: "keep credentials out of URLs: set them in the environment".into(),
             });
         }
@@ -97,7 +97,7 @@ impl Stores {
     }
 
     fn local(&self, text: &str, path: &std::path::Path) -> Result<Location> {
-        let invalid = |reason: String| Error::InvalidOption { name: text.to_owned(), reason };
+        let invalid = |reason: String| Error::Location { location: text.to_owned(), reason };
         let absolute = std::path::absolute(path).map_err(|e| invalid(e.to_string()))?;
         let path = lexically_normal(&absolute);
         let store = self.client("file://", || Ok(Arc::new(LocalFileSystem::new())))?;

@@ -5,9 +5,11 @@
 //! give the same bytes however the rows were chunked; the object appears whole or not at all, and nothing here publishes it (see
 //! `catalog`). Memory: one block of rows and the row group's encoded pages.
 
+mod receipt;
 mod sidecar;
 
+pub use receipt::{Receipt, unpublished_receipt};
 pub use sidecar::{
-    BASE_SIZE_KEY, BASE_VERSION_KEY, Receipt, ReferenceIds, SIDECAR_FORMAT, SidecarIdentity, SidecarWriter, WEIGHT_COLUMNS, sidecar_path,
+    BASE_SIZE_KEY, BASE_VERSION_KEY, ReferenceIds, SIDECAR_FORMAT, SidecarIdentity, SidecarWriter, WEIGHT_COLUMNS, sidecar_path,
     sidecar_schema,
 };

@@ -1,5 +1,6 @@
 //! The sidecar file: its columns, its encoding and its name.
 
+use super::receipt::Receipt;
 use crate::error::{Error, Result};
 use crate::storage::Location;
 use crate::transport::RowWeight;
@@ -60,6 +61,20 @@ pub struct SidecarIdentity {
     pub model: String,
 }
 
+impl SidecarIdentity {
+    /// What the file itself says it belongs to.
+    pub(super) fn key_values(&self) -> Vec<KeyValue> {
+        let key = |name: &str, value: &str| KeyValue::new(name.to_owned(), value.to_owned());
+        vec![
+            key("pushpull.format", &SIDECAR_FORMAT.to_string()),
+            key("pushpull.base", &self.shard),
+            key(BASE_VERSION_KEY, &self.shard_version),
+            key(BASE_SIZE_KEY, &self.shard_size.to_string()),
+            key("pushpull.model", &self.model),
+        ]
+    }
+}
+
 /// A sidecar's path below the output URL: `data/<hash of shard>/<hash of version and model>.parquet`. A new version of a shard
 /// or a new model never reuses a path.
 pub fn sidecar_path(identity: &SidecarIdentity) -> String {
@@ -81,27 +96,6 @@ pub struct ReferenceIds {
     pub safe: Vec<String>,
     /// Harmful references.
     pub harm: Vec<String>,
-}
-
-/// What was written.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Receipt {
-    /// What the sidecar is the sidecar of.
-    pub identity: SidecarIdentity,
-    /// Path below the output URL.
-    pub path: String,
-    /// Bytes of the sidecar.
-    pub size: u64,
-    /// Rows of the shard.
-    pub rows: u64,
-    /// Rows that have a weight.
-    pub weighed: u64,
-    /// Sum of the weights.
-    pub weight_sum: f64,
-    /// Sum of the squared weights.
-    pub weight_square_sum: f64,
-    /// Smallest and largest weight, if any row has one.
-    pub weight_range: Option<(f32, f32)>,
 }
 
 /// Writes one sidecar, row by row in the shard's order.
@@ -135,7 +129,7 @@ impl SidecarWriter {
             .map_err(|e| Error::Internal(format!("sidecar schema: {e}")))?;
         let mut groups = rows_per_group.iter().copied().filter(|&rows| rows > 0).collect::<Vec<_>>().into_iter();
         let left_in_group = groups.next().unwrap_or(0);
-        let receipt = Receipt { identity, path, size: 0, rows: 0, weighed: 0, weight_sum: 0.0, weight_square_sum: 0.0, weight_range: None };
+        let receipt = Receipt::empty(identity, path);
         Ok(Self { writer, location, ids, groups, left_in_group, pending: Vec::new(), receipt })
     }
 
@@ -184,6 +178,7 @@ impl SidecarWriter {
     /// As [`complete`](Self::complete), and what the store answers.
     pub async fn finish(mut self) -> Result<Receipt> {
         self.complete()?;
+        self.writer.append_key_value_metadata(self.receipt.to_key_value()?);
         self.writer.finish().await.map_err(|e| self.failed(e))?;
         self.receipt.size = self.writer.bytes_written() as u64;
         Ok(self.receipt)
@@ -203,14 +198,7 @@ impl SidecarWriter {
         }
         let batch = self.columns()?;
         self.receipt.rows += self.pending.len() as u64;
-        for row in self.pending.drain(..).flatten() {
-            let weight = f64::from(row.weight);
-            self.receipt.weighed += 1;
-            self.receipt.weight_sum += weight;
-            self.receipt.weight_square_sum += weight * weight;
-            let (low, high) = self.receipt.weight_range.unwrap_or((row.weight, row.weight));
-            self.receipt.weight_range = Some((low.min(row.weight), high.max(row.weight)));
-        }
+        self.pending.drain(..).flatten().for_each(|row| self.receipt.count(row.weight));
         self.writer.write(&batch).await.map_err(|e| self.failed(e))
     }
 
@@ -261,7 +249,6 @@ impl SidecarWriter {
 /// Encodings that every engine reads, statistics per page so that a predicate on the weight skips pages of the base as well.
 fn properties(identity: &SidecarIdentity) -> Result<WriterProperties> {
     let column = |name: &str| ColumnPath::from(name);
-    let key = |name: &str, value: String| KeyValue::new(name.to_owned(), value);
     let level = ZstdLevel::try_new(3).map_err(|e| Error::Internal(e.to_string()))?;
     let mut properties = WriterProperties::builder()
         .set_created_by(concat!("pushpull version ", env!("CARGO_PKG_VERSION")).to_owned())
@@ -270,13 +257,7 @@ fn properties(identity: &SidecarIdentity) -> Result<WriterProperties> {
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_column_encoding(column("row"), Encoding::DELTA_BINARY_PACKED)
         .set_column_dictionary_enabled(column("row"), false)
-        .set_key_value_metadata(Some(vec![
-            key("pushpull.format", SIDECAR_FORMAT.to_string()),
-            key("pushpull.base", identity.shard.clone()),
-            key(BASE_VERSION_KEY, identity.shard_version.clone()),
-            key(BASE_SIZE_KEY, identity.shard_size.to_string()),
-            key("pushpull.model", identity.model.clone()),
-        ]));
+        .set_key_value_metadata(Some(identity.key_values()));
     for name in ["weight", "pull", "push", "prior"] {
         properties = properties.set_column_dictionary_enabled(column(name), false);
     }

@@ -8,7 +8,7 @@ use std::fs;
 fn columns_that_are_missing_or_no_text() {
     let lake = Lake::new();
     let error = lake.error(&["run", "job.toml", "--set", "corpus.text=[\"promt\", \"response\"]"]);
-    assert!(error.contains("`promt`") && error.contains("did you mean `prompt`"), "{error}");
+    assert!(error.contains("part-0002.parquet") && error.contains("`promt`") && error.contains("did you mean `prompt`"), "{error}");
     let error = lake.error(&["run", "job.toml", "--set", "corpus.text_fallback=txt"]);
     assert!(error.contains("`txt`") && error.contains("did you mean `text`"), "{error}");
     let error = lake.error(&["run", "job.toml", "--set", "corpus.embedding=prompt", "--set", "corpus.text=[]"]);
@@ -32,7 +32,9 @@ fn an_unknown_key_and_a_missing_job_file() {
     fs::write(lake.path("slip.toml"), job.replace("text_fallback", "text_falback")).unwrap();
     let error = lake.error(&["run", "slip.toml"]);
     assert!(error.contains("slip.toml") && error.contains("did you mean `corpus.text_fallback`"), "{error}");
-    assert!(lake.error(&["run", "nowhere.toml"]).contains("nowhere.toml"));
+    let error = lake.error(&["run", "nowhere.toml"]);
+    assert!(error.contains("nowhere.toml") && error.contains("no such file"), "{error}");
+    assert!(lake.error(&["run", "job.toml", "--set", "transport.pusch=1"]).contains("--set: unknown key `transport.pusch`"));
     fs::write(lake.path("broken.toml"), "[corpus\nurl = 1").unwrap();
     assert!(lake.error(&["plan", "broken.toml"]).contains("broken.toml"));
 }

@@ -31,6 +31,26 @@ fn killed_runs_leave_nothing_half_done() {
 }
 
 #[test]
+fn what_was_finished_before_the_commit_is_not_weighed_again() {
+    let lake = Lake::new();
+    lake.json(&["run", "job.toml"], 0);
+    let before = lake.sidecars("output");
+    // As if the run had been killed before its commit, with one sidecar damaged since.
+    std::fs::remove_dir_all(lake.path("output/_delta_log")).unwrap();
+    let damaged = lake.path("output/data").join(&before[2].0);
+    std::fs::write(&damaged, &before[2].1[..before[2].1.len() - 9]).unwrap();
+    let time = |name: &str| std::fs::metadata(lake.path("output/data").join(name)).unwrap().modified().unwrap();
+    let times: Vec<_> = before.iter().map(|(name, _)| time(name)).collect();
+    let report = lake.json(&["run", "job.toml"], 0);
+    assert_eq!((&report["shards"]["weighed"], &report["rows"], &report["version"]), (&5.into(), &410.into(), &0.into()));
+    assert!((report["mean_weight"].as_f64().unwrap() - 1.0).abs() < 1e-6);
+    for (n, (name, _)) in before.iter().enumerate() {
+        assert_eq!(time(name) != times[n], n == 2, "{name}");
+    }
+    assert_eq!(lake.sidecars("output"), before);
+}
+
+#[test]
 fn a_reader_that_closes_the_pipe_is_no_error() {
     let lake = Lake::new();
     lake.json(&["run", "job.toml"], 0);
