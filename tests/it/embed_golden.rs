@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::candle_bert::CandleBert;
+use crate::support::needs;
 use bytes::Bytes;
 use half::f16;
 use ndarray::{Array2, ArrayView1};
@@ -120,14 +122,31 @@ fn small_transformers_of_each_family_agree_with_flax() {
     }
 }
 
+/// Cosine of every text that has a token, against candle's BERT.
+fn agrees_with_candle(folder: &Path) {
+    let lines = lines();
+    let texts: Vec<&str> = lines.iter().map(String::as_str).collect();
+    let ours = open(folder).encode(&texts).unwrap();
+    let candle = CandleBert::load(folder).encode(&texts);
+    for ((text, ours), candle) in texts.iter().zip(ours.rows()).zip(&candle) {
+        if ours.iter().any(|x| *x != 0.0) {
+            let cosine = cosine(ours, ArrayView1::from(candle.as_slice()));
+            assert!(cosine > 0.9999, "{text:?}: {cosine}");
+        }
+    }
+}
+
+#[test]
+fn transformers_agree_with_candle() {
+    agrees_with_candle(&fixtures().join("tiny_bert"));
+    if let Some(folder) = needs("PUSHPULL_TEST_MINILM", "all-MiniLM-L6-v2 against candle") {
+        agrees_with_candle(Path::new(&folder));
+    }
+}
+
 #[test]
 fn minilm_agrees_with_flax() {
-    let Some(folder) = std::env::var_os("PUSHPULL_TEST_MINILM") else {
-        eprintln!(
-            "SKIPPED minilm_agrees_with_flax: set PUSHPULL_TEST_MINILM to the unzipped all-MiniLM-L6-v2 folder (fixtures/embed/README.md)"
-        );
-        return;
-    };
+    let Some(folder) = needs("PUSHPULL_TEST_MINILM", "all-MiniLM-L6-v2 against transformers") else { return };
     agrees(&*open(Path::new(&folder)), "minilm", 0.999_99);
 }
 

@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod bytes_read;
+mod candle_bert;
 mod embed_golden;
 mod embedders;
 mod interrupted;
