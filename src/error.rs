@@ -146,6 +146,23 @@ pub enum Error {
     Internal(String),
 }
 
+impl Error {
+    /// Whether a store's answer is at the bottom of it: no access, an outage, an object that was replaced. Trying again may help.
+    pub fn is_storage(&self) -> bool {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            if matches!(
+                error.downcast_ref::<Error>(),
+                Some(Error::Storage { .. } | Error::PermissionDenied { .. } | Error::NotFound { .. })
+            ) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
+    }
+}
+
 fn hint(help: &str) -> String {
     if help.is_empty() { String::new() } else { format!(" ({help})") }
 }

@@ -26,7 +26,7 @@ pub async fn write_run(output: &Location, version: Option<u64>, report: &Value) 
     Ok(path)
 }
 
-/// Every stored report, oldest table version first.
+/// Every stored report, by the table version after the run; those of runs before the first version come last.
 ///
 /// # Errors
 /// What the store answers, and [`Error::Catalog`] for a report that is no JSON.

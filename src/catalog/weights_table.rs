@@ -168,7 +168,16 @@ impl WeightsTable {
                 Err(error) if is_conflict(&error) => {
                     tracing::info!(attempt, %error, "another writer committed first; trying again on its version");
                     tokio::time::sleep(Duration::from_millis(50 * u64::from(attempt + 1))).await;
+                    let before = self.model()?;
                     self.reload().await?;
+                    let now = self.model()?;
+                    if now != before && now != change.model {
+                        let reason = format!(
+                            "another run made model {} current meanwhile; nothing of this run was committed, run again",
+                            now.unwrap_or_default()
+                        );
+                        return Err(Error::Catalog { location: self.location.to_string(), reason, source: None });
+                    }
                 }
                 Err(error) => return Err(self.failed("could not be committed", error)),
             }
@@ -181,7 +190,9 @@ impl WeightsTable {
     }
 
     async fn try_publish(&self, change: &Publication, report: serde_json::Value) -> std::result::Result<(), DeltaTableError> {
-        let properties = CommitProperties::default().with_metadata([("pushpull.run".to_owned(), report)]);
+        // Its own retry would commit our list of actions on a newer version without looking at what that version holds: two runs
+        // that both add a new shard would leave it there twice.
+        let properties = CommitProperties::default().with_max_retries(0).with_metadata([("pushpull.run".to_owned(), report)]);
         let adds = change.written.iter().map(|receipt| Action::Add(add(receipt)));
         let Some(table) = &self.table else {
             let model = change.model.as_ref().map(|model| (MODEL_PROPERTY, Some(model.as_str())));
@@ -365,6 +376,29 @@ mod tests {
             assert_eq!(table.publish(&change, serde_json::json!({})).await.unwrap(), version);
         }
         assert_eq!(WeightsTable::open(&place).await.unwrap().published().unwrap()["a"].shard_version, "11");
+    }
+
+    #[tokio::test]
+    async fn a_late_run_replaces_the_shard_and_respects_another_model() {
+        let place = memory();
+        let change = |shard: &str, version: &str, model: &str, current: Option<&str>| Publication {
+            written: vec![receipt(shard, version, model)],
+            removed: vec![],
+            model: current.map(str::to_owned),
+        };
+        WeightsTable::open(&place).await.unwrap().publish(&change("a", "1", "m", Some("m")), serde_json::json!({})).await.unwrap();
+        let (mut early, mut late) = (WeightsTable::open(&place).await.unwrap(), WeightsTable::open(&place).await.unwrap());
+        let mut other = WeightsTable::open(&place).await.unwrap();
+        early.publish(&change("new", "1", "m", None), serde_json::json!({})).await.unwrap();
+        late.publish(&change("new", "2", "m", None), serde_json::json!({})).await.unwrap();
+        let snapshot = late.table.as_ref().unwrap().snapshot().unwrap();
+        assert_eq!(snapshot.log_data().iter().count(), 2, "one sidecar a shard");
+        assert_eq!(late.published().unwrap()["new"].shard_version, "2");
+
+        early.publish(&change("a", "1", "m2", Some("m2")), serde_json::json!({})).await.unwrap();
+        let error = other.publish(&change("new", "3", "m", None), serde_json::json!({})).await.unwrap_err().to_string();
+        assert!(error.contains("m2") && error.contains("run again"), "{error}");
+        assert_eq!(WeightsTable::open(&place).await.unwrap().published().unwrap()["new"].shard_version, "2");
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! The command line: arguments to a job, a job's result to text and an exit code.
 //!
 //! Results go to standard output (with `--json` as one object), progress and warnings to standard error. Exit code 0: done; 1: done,
-//! but the fit did not converge or shards are quarantined; 2: an error, nothing was committed.
+//! but the fit did not converge or shards are quarantined; 2: an error.
 
 mod args;
 mod progress;
@@ -18,6 +18,7 @@ use progress::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const FAILED: u8 = 2;
 
@@ -28,8 +29,6 @@ pub fn main() -> ExitCode {
     let json = arguments.json;
     match start(arguments) {
         Ok(code) => ExitCode::from(code),
-        // A reader that closed the pipe has seen enough: that is no error.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", job::with_causes(&error));
             if json {
@@ -52,9 +51,9 @@ fn start(arguments: Arguments) -> Result<u8> {
 async fn dispatch(arguments: Arguments, threads: usize) -> Result<u8> {
     let json = arguments.json;
     match arguments.command {
-        Command::Run(of) => finish(&of, &job::run(&open(&of).await?).await?, json),
-        Command::Fit(of) => finish(&of, &job::fit(&open(&of).await?).await?, json),
-        Command::Weigh(of) => finish(&of, &job::weigh(&open(&of).await?).await?, json),
+        Command::Run(of) => finish(&of, &job::run(&open(&of).await?).await?, json, true),
+        Command::Fit(of) => finish(&of, &job::fit(&open(&of).await?).await?, json, false),
+        Command::Weigh(of) => finish(&of, &job::weigh(&open(&of).await?).await?, json, true),
         Command::Plan(of) => {
             let plan = job::plan(&open(&of).await?).await?;
             print(&if json { to_json(&plan)? } else { text::plan(&plan) })?;
@@ -78,8 +77,11 @@ async fn dispatch(arguments: Arguments, threads: usize) -> Result<u8> {
                 (Format::Json, _) | (Format::Table, true) => OutputFormat::Json,
                 (Format::Table, false) => OutputFormat::Table,
             };
-            write_rows(format, rows, io::stdout()).await?;
-            Ok(0)
+            let output = StandardOutput::default();
+            match write_rows(format, rows, output.clone()).await {
+                Err(_) if output.closed.load(Ordering::Relaxed) => Ok(0),
+                written => written.map(|_| 0),
+            }
         }
         Command::Distill { from, to, dims } => {
             let stores = Stores::new(".");
@@ -124,8 +126,8 @@ async fn open(of: &JobArguments) -> Result<Job> {
     Job::open(&of.job, &of.set, options).await
 }
 
-fn finish(of: &JobArguments, report: &RunReport, json: bool) -> Result<u8> {
-    print(&if json { to_json(report)? } else { text::report(&of.as_typed(), report) })?;
+fn finish(of: &JobArguments, report: &RunReport, json: bool, weighed: bool) -> Result<u8> {
+    print(&if json { to_json(report)? } else { text::report(&of.as_typed(), report, weighed) })?;
     Ok(report.exit_code())
 }
 
@@ -136,20 +138,29 @@ fn to_json(value: &impl serde::Serialize) -> Result<String> {
 }
 
 fn print(text: &str) -> Result<()> {
-    io::stdout().lock().write_all(text.as_bytes()).map_err(|e| Error::Storage {
-        location: "standard output".into(),
-        action: "write",
-        source: Box::new(e),
-    })
+    let mut output = StandardOutput::default();
+    let written = output.write_all(text.as_bytes()).or_else(|e| if output.closed.load(Ordering::Relaxed) { Ok(()) } else { Err(e) });
+    written.map_err(|e| Error::Storage { location: "standard output".into(), action: "write", source: Box::new(e) })
 }
 
-fn is_broken_pipe(error: &Error) -> bool {
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
-            return true;
+/// Standard output, where a reader that closed the pipe has seen enough: that is no error, and the rest is dropped.
+#[derive(Debug, Default, Clone)]
+struct StandardOutput {
+    closed: Arc<AtomicBool>,
+}
+
+impl Write for StandardOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match io::stdout().lock().write(bytes) {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
+                self.closed.store(true, Ordering::Relaxed);
+                Err(e)
+            }
+            other => other,
         }
-        cause = error.source();
     }
-    false
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stdout().lock().flush()
+    }
 }

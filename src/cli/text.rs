@@ -4,13 +4,13 @@ use crate::job::{Plan, RunReport, ShardState, WeighedRow};
 use bytesize::ByteSize;
 use std::fmt::Write;
 
-/// A run for a person: what happened, the rows at both ends, what to type next. `job` is how the job was named on the command line.
-pub(super) fn report(job: &str, report: &RunReport) -> String {
+/// A run for a person: what happened, the rows at both ends, what to type next. `job` is how the job was named on the command line,
+/// `weighed` whether the command weighs.
+pub(super) fn report(job: &str, report: &RunReport, weighed: bool) -> String {
     let mut out = String::new();
     let mut line = |name: &str, text: String| {
         let _ = writeln!(out, "{name:<10} {text}");
     };
-    let weighed = report.rows > 0;
     if weighed {
         let without = match report.rows_without_text {
             0 => String::new(),

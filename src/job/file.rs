@@ -184,7 +184,6 @@ impl JobFile {
             set(&mut table, entry)?;
         }
         check_keys(&table)?;
-        // Section by section, so that an error names the section.
         for (section, _) in KEYS {
             if let Some(value) = table.get(section)
                 && !value.is_table()

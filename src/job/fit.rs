@@ -5,6 +5,7 @@ use super::encoder::{RowColumns, RowEncoder};
 use super::references::{ReferenceRows, Side, check_disjoint};
 use super::report::Quarantined;
 use super::sample::{SampledShard, draw};
+use super::weigh::check_dimensions;
 use crate::catalog::{MODEL_FORMAT, ModelCard, StoredModel};
 use crate::error::{Error, Result};
 use crate::shard::{Layout, ReadOptions, Shard, ShardEvent, ShardRequest, read_ahead};
@@ -91,8 +92,8 @@ pub async fn fit_model(
 
     let problem = problem_digest(job, encoder, safe_rows, harm_rows)?;
     let (safe, harm) = (safe_rows.embed(encoder)?, harm_rows.embed(encoder)?);
-    check_dimensions(&sample, &safe, safe_rows)?;
-    check_dimensions(&sample, &harm, harm_rows)?;
+    check_set(&sample, &safe, safe_rows)?;
+    check_set(&sample, &harm, harm_rows)?;
     let warm = previous.filter(|model| {
         let card = &model.card;
         card.embedder == encoder.fingerprint()
@@ -149,15 +150,17 @@ pub async fn fit_model(
 
 /// Reads every footer and draws the sample: requests for the shards with sampled rows, and the number of these rows.
 async fn draw_requests(job: &Job, shards: &[Shard]) -> Result<((Vec<ShardRequest>, u64), Vec<Quarantined>)> {
-    let layouts: Vec<_> = stream::iter(shards)
-        .map(|shard| async move { (shard, Layout::load(shard, false).await) })
+    let footers: Vec<_> = stream::iter(shards)
+        .map(|shard| async move { (shard, Layout::load(shard, false).await.map(|layout| layout.rows())) })
         .buffered(FOOTERS_AT_ONCE)
         .collect()
         .await;
     let (mut readable, mut quarantined, mut first_error) = (Vec::new(), Vec::new(), None);
-    for (shard, layout) in layouts {
-        match layout {
-            Ok(layout) => readable.push((shard, layout.rows())),
+    for (shard, rows) in footers {
+        match rows {
+            Ok(rows) => readable.push((shard, rows)),
+            // A sample that misses shards for an outage would be a biased one, and its model would stay.
+            Err(error) if error.is_storage() => return Err(error),
             Err(error) => {
                 quarantined.push(Quarantined::new(shard, &error));
                 first_error.get_or_insert(error);
@@ -196,19 +199,26 @@ fn embed_sample(
     while let Some((index, event)) = ahead.next_blocking() {
         let shard = &shards[index];
         let outcome = match event {
-            ShardEvent::Rows(chunk, _permit) => encoder.encode(&shard.name, &chunk.batch),
+            ShardEvent::Rows(chunk, _permit) => encoder.encode(&shard.name, &chunk.batch).and_then(|rows| {
+                if dims > 0 && rows.present.contains(&true) {
+                    check_dimensions(&shard.name, encoder, rows.vectors.ncols(), dims)?;
+                }
+                Ok(rows)
+            }),
             ShardEvent::Failed(error) => Err(error),
             ShardEvent::Opened(_) | ShardEvent::Done => continue,
         };
         match outcome {
             Ok(rows) => {
-                dims = rows.vectors.ncols();
+                if rows.present.contains(&true) {
+                    dims = rows.vectors.ncols();
+                }
                 done += rows.present.len() as u64;
                 progress(done);
                 let kept = rows.vectors.axis_iter(Axis(0)).zip(&rows.present).filter(|(_, present)| **present);
                 kept.for_each(|(row, _): (ArrayView1<'_, f32>, _)| values.extend(row.iter().copied()));
             }
-            Err(error @ (Error::Shard { .. } | Error::Column { .. })) => {
+            Err(error @ (Error::Shard { .. } | Error::Column { .. })) if !error.is_storage() => {
                 ahead.skip_shard();
                 quarantined.push(Quarantined::new(shard, &error));
                 first_error.get_or_insert(error);
@@ -224,7 +234,7 @@ fn embed_sample(
     Ok((sample, quarantined))
 }
 
-fn check_dimensions(sample: &Array2<f32>, set: &ReferenceSet, rows: &ReferenceRows) -> Result<()> {
+fn check_set(sample: &Array2<f32>, set: &ReferenceSet, rows: &ReferenceRows) -> Result<()> {
     if set.dims() == sample.ncols() {
         return Ok(());
     }

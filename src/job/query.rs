@@ -2,6 +2,7 @@
 
 use super::context::Job;
 use super::encoder::RowColumns;
+use super::fit::FOOTERS_AT_ONCE;
 use super::plan::{Plan, ShardState};
 use super::references::{ReferenceRows, Side};
 use crate::catalog::{Published, StoredModel, WeightsTable, list_runs};
@@ -9,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::shard::{Layout, Shard};
 use crate::sql::{CorpusShard, CorpusTable, LazyTable, SidecarRef, SqlSession};
 use arrow::array::{ArrayRef, BooleanArray, Float32Array, Float64Array, Int64Array, RecordBatch, StringArray};
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, stream};
 use object_store::ObjectMeta;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 
 /// Opens a session over the job's tables as they are now, with `threads` partitions a scan.
 ///
-/// A shard that is not weighed yet has null weights; one that is not weighed and cannot be read is left out with a warning.
+/// A shard that is not weighed yet has null weights; one that is new or changed and cannot be read is left out with a warning.
 ///
 /// # Errors
 /// [`Error::Catalog`] before the first run, and what the references, the shards' footers and the store answer.
@@ -31,12 +32,19 @@ pub async fn sql_session(job: &Job, threads: usize) -> Result<SqlSession> {
     let published = table.published()?;
     let listing = job.list().await?;
     let plan = super::plan::compare(&listing, &published, table.model()?, table.version());
+    let published = &published;
+    let checked = stream::iter(&listing.shards).map(|shard| async move {
+        let sidecar = published.get(&shard.name);
+        // A weighed shard that is unchanged was read; any other may be broken, and must not take the rest down with it.
+        let readable = match sidecar {
+            Some(sidecar) if sidecar.shard_version == shard.version() => Ok(()),
+            _ => Layout::load(shard, false).await.map(drop),
+        };
+        (shard, sidecar, readable)
+    });
     let mut shards = Vec::with_capacity(listing.shards.len());
-    for shard in &listing.shards {
-        let sidecar = published.get(&shard.name).map(|sidecar| sidecar_ref(job, shard, sidecar));
-        if sidecar.is_none()
-            && let Err(error) = Layout::load(shard, false).await
-        {
+    for (shard, sidecar, readable) in checked.buffered(FOOTERS_AT_ONCE).collect::<Vec<_>>().await {
+        if let Err(error) = readable {
             tracing::warn!(shard = %shard.name, error = %super::report::with_causes(&error), "not in `corpus`: it cannot be read");
             continue;
         }
@@ -45,14 +53,14 @@ pub async fn sql_session(job: &Job, threads: usize) -> Result<SqlSession> {
             format: shard.format,
             meta: shard.meta.clone(),
             version: shard.version(),
-            sidecar,
+            sidecar: sidecar.map(|sidecar| sidecar_ref(job, shard, sidecar)),
         });
     }
     let corpus_store = listing.shards.first().map_or_else(|| job.output.store(), |shard| shard.location.store());
     let corpus = CorpusTable::try_new(Arc::clone(corpus_store), Arc::clone(job.output.store()), shards).await?;
     let session = SqlSession::with_memory(threads, usize::try_from(job.options.memory).unwrap_or(usize::MAX))?;
     session.register_table("corpus", Arc::new(corpus))?;
-    let shard_states = shard_states(&plan, &published)?;
+    let shard_states = shard_states(&plan, published)?;
     session.register_batches("shards", shard_states.schema(), vec![shard_states])?;
     register_references(&session, job)?;
     let output = job.output.clone();

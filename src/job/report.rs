@@ -182,7 +182,9 @@ impl RunReport {
     /// that the model was fitted on.
     pub(super) fn describe_table<'a>(&mut self, published: impl IntoIterator<Item = &'a Published>) {
         let (mut rows, mut unweighed, mut sum, mut squares) = (0u64, 0u64, 0.0f64, 0.0f64);
+        let mut of_this_model = false;
         for sidecar in published {
+            of_this_model |= sidecar.model == self.model;
             rows += sidecar.rows;
             unweighed += sidecar.unweighed;
             sum += sidecar.weight_sum;
@@ -190,7 +192,8 @@ impl RunReport {
         }
         (self.rows, self.rows_without_text) = (rows, unweighed);
         let weighed = (rows - unweighed) as f64;
-        if weighed > 0.0 && squares > 0.0 {
+        // A model that was only fitted has weighed nothing: its own figures, on its sample, stand.
+        if of_this_model && weighed > 0.0 && squares > 0.0 {
             self.mean_weight = sum / weighed;
             self.ess = sum * sum / (weighed * squares);
             if (self.mean_weight - 1.0).abs() > DRIFT {

@@ -4,14 +4,14 @@ use super::context::Job;
 use super::encoder::RowEncoder;
 use super::fit::{FOOTERS_AT_ONCE, fit_model, load_references, problem_digest};
 use super::plan::{gone, is_done};
-use super::report::{Quarantined, RunReport, ShardCounts};
+use super::report::{Quarantined, RunReport, ShardCounts, with_causes};
 use super::weigh::{Weighed, identity, weigh_shards};
 use crate::catalog::{Publication, StoredModel, WeightsTable, write_run};
 use crate::error::{Error, Result};
 use crate::shard::{Layout, Listing, ReadOptions, Shard};
 use crate::writeback::{Receipt, sidecar_path, unpublished_receipt};
 use futures::{StreamExt, stream};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::runtime::Handle;
@@ -59,6 +59,22 @@ pub(super) async fn usable_model(job: &Job, table: &WeightsTable) -> Result<Opti
     Ok(current_model(job, table).await?.filter(|model| model.card.problem == problem))
 }
 
+/// A stored model of this problem that is not the table's current one: fitted by a run that did not come to its commit, or before the
+/// job was something else for a while. Of several the one that no other was fitted from, so the latest.
+async fn stored_model(job: &Job, problem: &str) -> Result<Option<StoredModel>> {
+    let mut candidates = Vec::new();
+    for digest in StoredModel::list(&job.output).await? {
+        match StoredModel::read(&job.output, &digest).await {
+            Ok(model) if model.card.problem == problem => candidates.push(model),
+            Ok(_) | Err(Error::Model { .. } | Error::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let parents: HashSet<String> = candidates.iter().filter_map(|model| model.card.parent.clone()).collect();
+    candidates.retain(|model| !parents.contains(&model.digest));
+    Ok(candidates.into_iter().next())
+}
+
 /// A column that the first shard lacks as well is a slip in the job file and no fault of the references.
 async fn blame_corpus_first(listing: &Listing, encoder: &RowEncoder, error: Error) -> Error {
     let Some(shard) = listing.shards.first() else { return error };
@@ -70,8 +86,8 @@ async fn current_model(job: &Job, table: &WeightsTable) -> Result<Option<StoredM
     match table.model()? {
         None => Ok(None),
         Some(digest) => match StoredModel::read(&job.output, &digest).await {
-            Err(Error::NotFound { location, .. }) => {
-                tracing::warn!(%location, "the table's current model is gone; a run fits a new one");
+            Err(error @ (Error::NotFound { .. } | Error::Model { .. })) => {
+                tracing::warn!(error = %with_causes(&error), "the table's current model cannot be used; a run or fit makes another");
                 Ok(None)
             }
             read => read.map(Some),
@@ -95,8 +111,9 @@ async fn execute(job: &Job, which: Model, weighing: bool) -> Result<RunReport> {
 
     let mut quarantined = Vec::new();
     let fit_started = Instant::now();
-    let (model, fitted) = match (usable, which) {
-        (Some(model), Model::Fitting | Model::Current) => (model.clone(), false),
+    let stored = match (usable, which) {
+        (Some(model), Model::Fitting | Model::Current) => Some(model.clone()),
+        (None, Model::Fitting) => stored_model(job, &problem).await?,
         (None, Model::Current) => {
             let reason = match &current {
                 None => "has no model yet; `pushpull fit` makes one".to_owned(),
@@ -106,11 +123,16 @@ async fn execute(job: &Job, which: Model, weighing: bool) -> Result<RunReport> {
             };
             return Err(Error::Catalog { location: job.output.to_string(), reason, source: None });
         }
-        _ => {
+        (_, Model::New) => None,
+    };
+    let fitted = stored.is_none();
+    let model = match stored {
+        Some(model) => model,
+        None => {
             let fitted = fit_model(job, &encoder, (&safe, &harm), &listing.shards, current.as_ref()).await?;
             fitted.model.write(&job.output).await?;
             quarantined = fitted.quarantined;
-            (fitted.model, true)
+            fitted.model
         }
     };
     let fit_seconds = if fitted { fit_started.elapsed().as_secs_f64() } else { 0.0 };
@@ -124,7 +146,8 @@ async fn execute(job: &Job, which: Model, weighing: bool) -> Result<RunReport> {
     let weigh_started = Instant::now();
     if weighing {
         let weighed = weigh_new(job, &encoder, &model, &listing, &table, &mut report.shards).await?;
-        quarantined.extend(weighed.quarantined);
+        // What the fit met and weighing did not is mended, and weighed.
+        quarantined = weighed.quarantined;
         (report.most, report.least) = (weighed.extremes.most, weighed.extremes.least);
         change.written = weighed.receipts;
         change.removed = gone(&listing, &table.published()?).collect();
@@ -146,16 +169,16 @@ async fn execute(job: &Job, which: Model, weighing: bool) -> Result<RunReport> {
     }
     report.version = table.version();
     let published = table.published()?;
-    if weighing && !published.is_empty() {
-        report.describe_table(published.values());
-    }
+    report.describe_table(published.values());
     report.bytes_read = job.stores.traffic().bytes_read();
     report.seconds.fit = fit_seconds;
     report.seconds.weigh = weigh_seconds;
     report.seconds.total = started.elapsed().as_secs_f64();
     if changed || !report.quarantined.is_empty() {
         let stored = serde_json::to_value(&report).map_err(|e| Error::Internal(format!("run report: {e}")))?;
-        write_run(&job.output, report.version, &stored).await?;
+        if let Err(error) = write_run(&job.output, report.version, &stored).await {
+            tracing::warn!(error = %with_causes(&error), "the run is committed, but its report could not be stored");
+        }
     }
     Ok(report)
 }

@@ -51,6 +51,26 @@ pub fn weigh_shards(
     runtime: &Handle,
     progress: &dyn Progress,
 ) -> Result<Weighed> {
+    let mut current = None;
+    let weighed = weigh_each(model, encoder, shards, output, options, runtime, progress, &mut current);
+    if let Some(writer) = current {
+        runtime.block_on(writer.abort());
+    }
+    weighed
+}
+
+/// Leaves the writer of the shard under way in `current` when it ends with an error.
+#[expect(clippy::too_many_arguments, reason = "the public function's, and the one thing to clean up after it")]
+fn weigh_each(
+    model: &StoredModel,
+    encoder: &RowEncoder,
+    shards: &[Shard],
+    output: &Location,
+    options: ReadOptions,
+    runtime: &Handle,
+    progress: &dyn Progress,
+    current: &mut Option<SidecarWriter>,
+) -> Result<Weighed> {
     let weigher = model.transport.weigher()?;
     let ids = Arc::new(model.card.reference_ids());
     let requests = shards.iter().map(|shard| ShardRequest { shard: shard.clone(), rows: None }).collect();
@@ -58,13 +78,12 @@ pub fn weigh_shards(
     let (mut weighed, mut done) = (Weighed::default(), 0u64);
     let mut uploads: JoinSet<Result<(usize, Receipt)>> = JoinSet::new();
     let mut receipts: Vec<Option<Receipt>> = vec![None; shards.len()];
-    let mut current: Option<SidecarWriter> = None;
     while let Some((index, event)) = ahead.next_blocking() {
         let shard = &shards[index];
         let outcome = match event {
             ShardEvent::Opened(layout) => {
                 let identity = identity(shard, model);
-                current = Some(SidecarWriter::try_new(output, identity, layout.rows_per_group(), Arc::clone(&ids))?);
+                *current = Some(SidecarWriter::try_new(output, identity, layout.rows_per_group(), Arc::clone(&ids))?);
                 Ok(())
             }
             ShardEvent::Rows(chunk, _permit) => {
@@ -104,6 +123,7 @@ pub fn weigh_shards(
                     runtime.block_on(writer.abort());
                 }
                 tracing::warn!(shard = %shard.name, error = %super::report::with_causes(&error), "quarantined");
+                weighed.extremes.forget(&shard.name);
                 weighed.quarantined.push(Quarantined::new(shard, &error));
                 weighed.first_error.get_or_insert(error);
             }
@@ -124,8 +144,21 @@ pub(super) fn identity(shard: &Shard, model: &StoredModel) -> SidecarIdentity {
 
 fn weigh_chunk(weigher: &Weigher<'_>, encoder: &RowEncoder, shard: &Shard, chunk: &Chunk) -> Result<Vec<Option<RowWeight>>> {
     let rows = encoder.encode(&shard.name, &chunk.batch)?;
+    if !rows.present.contains(&true) {
+        return Ok(vec![None; rows.present.len()]);
+    }
+    check_dimensions(&shard.name, encoder, rows.vectors.ncols(), weigher.dims())?;
     let weights = weigher.weigh(rows.vectors.view())?;
     Ok(weights.into_iter().zip(rows.present).map(|(weight, present)| present.then_some(weight)).collect())
+}
+
+/// Vectors of another length than the model's belong to another embedder.
+pub(super) fn check_dimensions(shard: &str, encoder: &RowEncoder, found: usize, expected: usize) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    let column = encoder.columns().views().first().cloned().unwrap_or_default();
+    Err(Error::Column { object: shard.to_owned(), column, reason: format!("has vectors of {found} dimensions, expected {expected}") })
 }
 
 type Joined = Option<std::result::Result<Result<(usize, Receipt)>, tokio::task::JoinError>>;
@@ -148,6 +181,11 @@ pub struct Extremes {
 }
 
 impl Extremes {
+    fn forget(&mut self, shard: &str) {
+        self.most.retain(|row| row.shard != shard);
+        self.least.retain(|row| row.shard != shard);
+    }
+
     fn see(&mut self, shard: &Shard, first: u64, rows: &[Option<RowWeight>], batch: &RecordBatch, ids: &ReferenceIds) {
         for (offset, row) in rows.iter().enumerate() {
             let Some(row) = row else { continue };
@@ -182,6 +220,7 @@ fn excerpt(batch: &RecordBatch, row: usize) -> String {
         Some(formatter.value(row).to_string())
     });
     let text = text.unwrap_or_default();
+    let text = text.replace(|c: char| c.is_control(), " ");
     let mut line: String = text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(EXCERPT + 1).collect();
     if line.chars().count() > EXCERPT {
         line.pop();

@@ -1,9 +1,9 @@
 //! A blocking view of one object that fetches blocks as they are needed and the next one ahead, so that decoding one page of
 //! a huge column chunk never needs the whole chunk in memory.
 
+use super::listing::Shard;
 use crate::storage::Location;
 use bytes::{Buf, Bytes, BytesMut};
-use object_store::ObjectStoreExt;
 use parquet::errors::{ParquetError, Result};
 use parquet::file::reader::{ChunkReader, Length};
 use std::collections::HashMap;
@@ -40,6 +40,7 @@ impl Drop for Lane {
 #[derive(Debug)]
 struct Shared {
     location: Location,
+    etag: Option<String>,
     size: u64,
     spans: Vec<Span>,
     block: u64,
@@ -54,8 +55,9 @@ pub(super) struct BlockReader(Arc<Shared>);
 
 impl BlockReader {
     /// `spans`, sorted by start, are what will be read, in blocks of `block` bytes; `ahead` fetches the next block while one is decoded.
-    pub(super) fn new(location: Location, size: u64, spans: Vec<Span>, block: u64, ahead: bool, runtime: Handle) -> Self {
-        Self(Arc::new(Shared { location, size, spans, block: block.max(1), ahead, runtime, lanes: Mutex::default() }))
+    pub(super) fn new(shard: &Shard, spans: Vec<Span>, block: u64, ahead: bool, runtime: Handle) -> Self {
+        let (location, etag, size) = (shard.location.clone(), shard.meta.e_tag.clone(), shard.meta.size);
+        Self(Arc::new(Shared { location, etag, size, spans, block: block.max(1), ahead, runtime, lanes: Mutex::default() }))
     }
 
     /// Bytes from `position` to the end of the block that holds it; never empty inside the object.
@@ -93,8 +95,9 @@ impl BlockReader {
         if shared.ahead
             && let Some(range) = self.following(index, end)
         {
-            let (store, path, wanted) = (Arc::clone(shared.location.store()), shared.location.path().clone(), range.clone());
-            lane.next = Some((range, shared.runtime.spawn(async move { store.get_range(&path, wanted).await })));
+            let (object, wanted) = (Arc::clone(&self.0), range.clone());
+            let fetch = shared.runtime.spawn(async move { object.location.read_range(wanted, object.etag.as_deref()).await });
+            lane.next = Some((range, fetch));
         }
         lane.current = Some((start, bytes.clone()));
         Ok(bytes.slice((position - start) as usize..))
@@ -113,7 +116,7 @@ impl BlockReader {
 
     fn fetch_now(&self, range: Range<u64>) -> Result<Bytes> {
         let shared = &*self.0;
-        shared.runtime.block_on(shared.location.store().get_range(shared.location.path(), range)).map_err(|e| self.failed(e))
+        shared.runtime.block_on(shared.location.read_range(range, shared.etag.as_deref())).map_err(|e| self.failed(e))
     }
 
     fn failed(&self, error: object_store::Error) -> ParquetError {
@@ -173,6 +176,8 @@ impl Read for BlockCursor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shard::ShardFormat;
+    use object_store::ObjectStoreExt;
     use object_store::memory::InMemory;
     use object_store::path::Path;
     use object_store::{ObjectStore, PutPayload};
@@ -184,6 +189,8 @@ mod tests {
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
         runtime.block_on(store.put(&Path::from("o"), PutPayload::from(content.clone()))).unwrap();
         let location = Location::new(store, Path::from("o"), "memory://o".into());
+        let meta = runtime.block_on(location.head()).unwrap();
+        let shard = Shard { name: "o".into(), location, meta, format: ShardFormat::Parquet };
         let spans = vec![
             Span { lane: 0, range: 4..300 },
             Span { lane: 1, range: 300..500 },
@@ -192,7 +199,7 @@ mod tests {
         ];
         for block in [1, 13, 64, 5000] {
             for ahead in [false, true] {
-                let reader = BlockReader::new(location.clone(), 1000, spans.clone(), block, ahead, runtime.handle().clone());
+                let reader = BlockReader::new(&shard, spans.clone(), block, ahead, runtime.handle().clone());
                 for (start, length) in [(4, 50), (54, 246), (300, 200), (500, 277), (10, 3), (780, 100), (990, 10), (250, 300)] {
                     assert_eq!(reader.get_bytes(start, length).unwrap(), content[start as usize..start as usize + length]);
                 }

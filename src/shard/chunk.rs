@@ -8,6 +8,9 @@ use crate::error::Result;
 use arrow::array::RecordBatch;
 use tokio::runtime::Handle;
 
+/// Bytes of a chunk at most, far below what an Arrow array of strings can hold (2 GiB).
+const LARGEST_CHUNK: u64 = 256 << 20;
+
 /// Consecutive rows of one shard, or, for a reader of few rows, consecutive wanted ones.
 #[derive(Debug)]
 pub struct Chunk {
@@ -28,11 +31,20 @@ pub struct ReadOptions {
     pub memory: u64,
 }
 
+impl Chunk {
+    /// Bytes of its rows. Arrays cut from one record batch count their own part only.
+    pub(super) fn bytes(&self) -> u64 {
+        let of =
+            |column: &arrow::array::ArrayRef| column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size());
+        self.batch.columns().iter().map(|column| of(column) as u64).sum()
+    }
+}
+
 impl ReadOptions {
     /// Rows a chunk may have so that eight of them fit the memory budget, given the size of all rows decoded.
     pub(super) fn chunk_rows_for(&self, decoded_bytes: u64, rows: u64) -> usize {
         let width = (decoded_bytes / rows.max(1)).max(1);
-        let fit = usize::try_from(self.memory / 8 / width).unwrap_or(usize::MAX);
+        let fit = usize::try_from((self.memory / 8).min(LARGEST_CHUNK) / width).unwrap_or(usize::MAX);
         self.chunk_rows.clamp(1, fit.max(1))
     }
 }

@@ -78,21 +78,29 @@ pub async fn list_shards(stores: &Stores, url: &str, output: Option<&Location>) 
     let root = stores.open(&prefix)?;
     if glob.is_none()
         && let Some(format) = ShardFormat::of(root.path().filename().unwrap_or_default())
-        && let Ok(meta) = root.head().await
     {
-        let name = root.path().filename().unwrap_or_default().to_owned();
-        return Ok(Listing { shards: vec![Shard { name, location: root, meta, format }], passed_over: 0 });
+        match root.head().await {
+            Ok(meta) => {
+                let name = root.path().filename().unwrap_or_default().to_owned();
+                return Ok(Listing { shards: vec![Shard { name, location: root, meta, format }], passed_over: 0 });
+            }
+            // A folder may be named like a file.
+            Err(Error::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
     }
     let objects = root.list().await?;
     let named = |meta: &ObjectMeta| crate::storage::relative(root.path(), &meta.location);
-    let tables: BTreeSet<String> = objects.iter().filter_map(named).filter_map(|name| weights_table(&name)).collect();
+    let names: Vec<String> = objects.iter().filter_map(named).collect();
+    let logs: BTreeSet<&str> = names.iter().filter_map(|name| Some(name.split_once("_delta_log/")?.0)).collect();
+    let tables: BTreeSet<&str> = names.iter().filter_map(|name| weights_table(name)).filter(|folder| logs.contains(folder)).collect();
     let mut listing = Listing::default();
     for meta in objects {
         let Some(name) = named(&meta) else { continue };
         let location = root.join(&name);
         let hidden = name.split('/').any(|part| part.starts_with(['_', '.']));
         let written = output.is_some_and(|o| o.contains(&location) && !o.path().as_ref().is_empty())
-            || tables.iter().any(|table| name.starts_with(table.as_str()));
+            || tables.iter().any(|table| name.starts_with(table));
         let matches = glob.as_ref().is_none_or(|glob| glob.is_match(&name));
         match ShardFormat::of(&name) {
             Some(format) if !hidden && !written && matches => listing.shards.push(Shard { name, location, meta, format }),
@@ -111,10 +119,10 @@ pub async fn list_shards(stores: &Stores, url: &str, output: Option<&Location>) 
     Ok(listing)
 }
 
-/// The folder (with its `/`) of a weights table, told by one of its files: a fitted model beside a transaction log.
-fn weights_table(name: &str) -> Option<String> {
+/// The folder (with its `/`) that a fitted model lies in; with a transaction log beside it, it is a weights table.
+fn weights_table(name: &str) -> Option<&str> {
     let (folder, file) = name.rsplit_once("_models/")?;
-    (!folder.is_empty() && folder.ends_with('/') && !file.contains('/') && file.ends_with(".safetensors")).then(|| folder.to_owned())
+    (folder.ends_with('/') && !file.contains('/') && file.ends_with(".safetensors")).then_some(folder)
 }
 
 fn split_glob(url: &str) -> Result<(String, Option<GlobMatcher>)> {
@@ -163,6 +171,7 @@ mod tests {
                 "lake/notes.txt",
                 "lake/weights/data/1/2.parquet",
                 "lake/old-weights/_models/abc.safetensors",
+                "lake/old-weights/_delta_log/0.json",
                 "lake/old-weights/data/1/2.parquet",
             ],
         );

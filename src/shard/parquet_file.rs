@@ -44,7 +44,7 @@ pub(super) fn open(
     let block = (options.memory / 4 / (2 * lanes.len().max(1)) as u64).clamp(SMALLEST_BLOCK, BLOCK);
     let sparse = options.rows.is_some();
     let block = if sparse { block.min(SPARSE_BLOCK) } else { block };
-    let reader = BlockReader::new(shard.location.clone(), shard.meta.size, spans, block, !sparse, runtime);
+    let reader = BlockReader::new(shard, spans, block, !sparse, runtime);
     let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(reader, metadata.clone())
         .with_projection(mask)
         .with_batch_size(options.chunk_rows_for(decoded, rows));

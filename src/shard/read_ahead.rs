@@ -122,7 +122,7 @@ fn read_one(shard: &Shard, options: &ReadOptions, runtime: &Handle, sender: &Sen
     let budget = (options.memory / 4 * 3 / UNIT).clamp(1, u64::from(u32::MAX)) as usize;
     let permits = Arc::new(Semaphore::new(budget));
     read_chunks(shard, &layout, options, runtime, |chunk| {
-        let units = (chunk.batch.get_array_memory_size() as u64 / UNIT).clamp(1, budget as u64) as u32;
+        let units = (chunk.bytes() / UNIT).clamp(1, budget as u64) as u32;
         let permit = runtime.block_on(Arc::clone(&permits).acquire_many_owned(units)).ok();
         sender.blocking_send(ShardEvent::Rows(chunk, Permit { _permit: permit })).is_ok()
     })

@@ -3,9 +3,10 @@
 use crate::error::{Error, Result};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::path::{Path, PathPart};
+use object_store::{GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A place in an object store. Cheap to clone. Displays as the user wrote it.
@@ -38,9 +39,11 @@ impl Location {
         &self.path
     }
 
-    /// A place below this one; `relative` is `/`-separated.
+    /// A place below this one; `relative` is `/`-separated and spelled as a listing spells it.
     pub fn join(&self, relative: &str) -> Self {
-        let path = relative.split('/').filter(|part| !part.is_empty()).fold(self.path.clone(), |path, part| path.join(part));
+        // Parsed, not converted: converting would escape characters that the key really has.
+        let part = |text| PathPart::parse(text).unwrap_or_else(|_| PathPart::from(text));
+        let path = relative.split('/').filter(|part| !part.is_empty()).fold(self.path.clone(), |path, text| path.join(part(text)));
         Self { store: Arc::clone(&self.store), path, url: format!("{}/{relative}", self.url.trim_end_matches('/')) }
     }
 
@@ -55,6 +58,17 @@ impl Location {
     /// [`Error::NotFound`] where there is no such object, and the store's other answers.
     pub async fn head(&self) -> Result<ObjectMeta> {
         self.store.head(&self.path).await.map_err(|e| self.error("read", e))
+    }
+
+    /// A part of the object as it was listed: with an etag, an object that was replaced since is an error and not other bytes.
+    ///
+    /// # Errors
+    /// As [`head`](Self::head), and the store's answer that the object changed.
+    pub async fn read_range(&self, range: Range<u64>, etag: Option<&str>) -> object_store::Result<Bytes> {
+        // A weak etag never matches by the rules of HTTP.
+        let if_match = etag.filter(|etag| !etag.starts_with("W/")).map(str::to_owned);
+        let options = GetOptions { range: Some(range.into()), if_match, ..GetOptions::default() };
+        self.store.get_opts(&self.path, options).await?.bytes().await
     }
 
     /// The whole object.
@@ -141,6 +155,9 @@ impl Location {
                 help: format!("the credentials in the environment are wrong, or may not {action} here"),
                 source: Box::new(error),
             },
+            (Store::Precondition { .. }, _) => {
+                Error::Storage { location, action: "read it to the end: it was replaced meanwhile", source: Box::new(error) }
+            }
             _ => Error::Storage { location, action, source: Box::new(error) },
         }
     }
@@ -160,7 +177,8 @@ fn status_of(error: &object_store::Error) -> Option<u16> {
 
 /// Whether the text holds a glob character.
 pub fn is_glob(text: &str) -> bool {
-    text.contains(['*', '?', '[', '{'])
+    // A web server lists nothing, and a `?` there begins a query.
+    !text.starts_with("http") && text.contains(['*', '?', '[', '{'])
 }
 
 /// `path` relative to `prefix`, or `None` where it is not below it.
@@ -178,6 +196,8 @@ mod tests {
     async fn immutable_objects_are_written_once() {
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
         let place = Location::new(store, Path::from("models"), "memory://models".into()).join("a/b.bin");
+        let odd = place.join("ts=00%3A00 [x]~#/part.parquet");
+        assert_eq!(odd.path(), &Path::parse("models/a/b.bin/ts=00%3A00 [x]~#/part.parquet").unwrap());
         place.write_immutable("one").await.unwrap();
         place.write_immutable("two").await.unwrap();
         assert_eq!(place.read().await.unwrap(), "one");

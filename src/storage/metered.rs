@@ -13,11 +13,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes and requests that passed through every store of one [`Stores`](super::Stores).
+/// Bytes that passed through every store of one [`Stores`](super::Stores).
 #[derive(Debug, Default)]
 pub struct Traffic {
     bytes_read: AtomicU64,
-    requests: AtomicU64,
 }
 
 impl Traffic {
@@ -26,14 +25,8 @@ impl Traffic {
         self.bytes_read.load(Ordering::Relaxed)
     }
 
-    /// Read requests so far.
-    pub fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
-    }
-
     fn add(&self, bytes: u64) {
         self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
-        self.requests.fetch_add(1, Ordering::Relaxed);
     }
 }
 

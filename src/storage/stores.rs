@@ -36,7 +36,7 @@ impl Stores {
         Self { clients: Mutex::default(), traffic: Arc::default(), base: base.into() }
     }
 
-    /// Bytes and requests so far, over all stores.
+    /// Bytes read so far, over all stores.
     pub fn traffic(&self) -> &Traffic {
         &self.traffic
     }
@@ -46,22 +46,28 @@ impl Stores {
     /// # Errors
     /// An unknown scheme, a malformed URL, or a cloud URL without credentials in the environment.
     pub fn open(&self, text: &str) -> Result<Location> {
-        let invalid = |reason: String| Error::Location { location: text.to_owned(), reason };
+        let invalid = |reason: String| Error::Location { location: without_user(text), reason };
         if !text.contains("://") {
             return self.local(text, &self.base.join(text));
         }
         let url = Url::parse(text).map_err(|e| invalid(format!("not a URL: {e}")))?;
-        if url.password().is_some() {
+        if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
             let mut shown = url.clone();
             let _ = shown.set_password(None);
+            let _ = shown.set_username("");
+            shown.set_query(None);
             return Err(Error::Location {
                 location: shown.to_string(),
-                reason: "keep credentials out of URLs: set them in the environment".into(),
+                reason: "keep credentials and signatures out of URLs: set them in the environment".into(),
             });
         }
         let supported = "supported are local paths, file://, s3://, gs://, az:// and http(s)://";
         let (scheme, path) = ObjectStoreScheme::parse(&url).map_err(|e| invalid(format!("{e}; {supported}")))?;
-        let key = format!("{}://{}", url.scheme(), url.authority());
+        let mut key = format!("{}://{}", url.scheme(), url.authority());
+        if url.scheme().starts_with("http") && scheme != ObjectStoreScheme::Http {
+            // The bucket or container of a cloud's own https address may be the first part of the path.
+            key = format!("{key}/{}", url.path_segments().and_then(|mut parts| parts.next()).unwrap_or_default());
+        }
         let environment = |name: &str| std::env::var(name).ok();
         let store: Arc<dyn ObjectStore> = match scheme {
             ObjectStoreScheme::Local => {
@@ -116,6 +122,16 @@ impl Stores {
     }
 }
 
+/// The text without what stands before an `@` in the host part: it may be a secret.
+fn without_user(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
+    let host_end = rest.find('/').unwrap_or(rest.len());
+    match rest[..host_end].rfind('@') {
+        Some(at) => format!("{scheme}://{}", &rest[at + 1..]),
+        None => text.to_owned(),
+    }
+}
+
 fn retry() -> RetryConfig {
     RetryConfig { backoff: BackoffConfig::default(), max_retries: DEFAULT_RETRIES, retry_timeout: RETRY_TIMEOUT }
 }
@@ -149,7 +165,9 @@ mod tests {
 
     #[test]
     fn a_password_in_a_url_is_refused_and_not_repeated() {
-        let error = Stores::new(".").open("https://me:hunter2@host/x").unwrap_err().to_string();
-        assert!(!error.contains("hunter2"), "{error}");
+        for url in ["https://me:hunter2@host/x", "https://hunter2@host/x", "https://me:hunter2@host:x/", "https://host/x?sig=hunter2"] {
+            let error = Stores::new(".").open(url).unwrap_err().to_string();
+            assert!(!error.contains("hunter2") && error.contains("host"), "{error}");
+        }
     }
 }

@@ -121,6 +121,11 @@ pub struct Weigher<'a> {
 }
 
 impl Weigher<'_> {
+    /// Length of the vectors it weighs, at least 1.
+    pub fn dims(&self) -> usize {
+        self.model.safe.dims()
+    }
+
     /// Weighs a chunk of rows; see [`TransportModel::weigh`].
     ///
     /// # Errors

@@ -179,7 +179,11 @@ impl SidecarWriter {
     pub async fn finish(mut self) -> Result<Receipt> {
         self.complete()?;
         self.writer.append_key_value_metadata(self.receipt.to_key_value()?);
-        self.writer.finish().await.map_err(|e| self.failed(e))?;
+        if let Err(error) = self.writer.finish().await {
+            let error = self.failed(error);
+            self.abort().await;
+            return Err(error);
+        }
         self.receipt.size = self.writer.bytes_written() as u64;
         Ok(self.receipt)
     }

@@ -15,7 +15,11 @@ pub(crate) struct CandleBert {
 impl CandleBert {
     pub(crate) fn load(folder: &Path) -> Self {
         let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
-        let config: Config = serde_json::from_slice(&read("config.json")).unwrap();
+        // candle asks for keys that only training uses.
+        let mut config = serde_json::json!({ "hidden_dropout_prob": 0.0, "initializer_range": 0.02 });
+        let found: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&read("config.json")).unwrap();
+        config.as_object_mut().unwrap().extend(found);
+        let config: Config = serde_json::from_value(config).unwrap();
         let tensors = VarBuilder::from_buffered_safetensors(read("model.safetensors"), DType::F32, &Device::Cpu).unwrap();
         let limit: serde_json::Value = serde_json::from_slice(&read("sentence_bert_config.json")).unwrap();
         let mut tokenizer = Tokenizer::from_bytes(read("tokenizer.json")).unwrap();

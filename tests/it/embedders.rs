@@ -95,6 +95,34 @@ fn a_column_of_vectors_of_every_type_gives_the_same_weights() {
 }
 
 #[test]
+fn a_shard_with_vectors_of_another_length_is_quarantined() {
+    let lake = Lake::new();
+    let line = |i: usize| format!("{}\n", json!({ "id": i, "vector": vector(i) }));
+    std::fs::write(lake.path("safe.jsonl"), [0, 3, 6, 9].map(line).concat()).unwrap();
+    std::fs::write(lake.path("harm.jsonl"), [1, 4, 7, 10].map(line).concat()).unwrap();
+    write(&lake.path("mixed/a.parquet"), "f64", 0..120, "a");
+    // A chunk of nothing but nulls has no length at all.
+    let nulls: ArrayRef = Arc::new(ListArray::new_null(Arc::new(Field::new_list_field(DataType::Float64, true)), 30));
+    let short: ArrayRef = Arc::new(ListArray::from_iter_primitive::<arrow::datatypes::Float64Type, _, _>(
+        (0..40).map(|i| Some(vec![Some(1.0), Some(f64::from(i) / 40.0)])),
+    ));
+    for (name, column) in [("b", nulls), ("c", short)] {
+        let batch = RecordBatch::try_from_iter([("vector", column)]).unwrap();
+        let file = std::fs::File::create(lake.path(&format!("mixed/{name}.parquet"))).unwrap();
+        let mut writer = ArrowWriter::try_new(file, batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+    }
+    let job = "[corpus]\nurl = \"mixed/\"\nembedding = \"vector\"\n[references]\nsafe = \"safe.jsonl\"\nharm = \"harm.jsonl\"\n[output]\nurl = \"out/\"\n";
+    std::fs::write(lake.path("job.toml"), job).unwrap();
+    let report = lake.json(&["run", "job.toml"], 1);
+    assert_eq!(report["shards"], json!({ "weighed": 2, "unchanged": 0, "removed": 0, "quarantined": 1 }));
+    let reason = report["quarantined"][0]["reason"].as_str().unwrap();
+    assert!(reason.contains("c.parquet") && reason.contains("2 dimensions, expected 8"), "{reason}");
+    assert_eq!(report["rows_without_text"], 32);
+}
+
+#[test]
 fn the_builtin_table_as_a_folder_is_the_same_model() {
     let lake = Lake::new();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/embed/builtin");

@@ -63,9 +63,9 @@ fn another_problem_is_fitted_and_weighed_anew() {
     let second = lake.json(&["run", "job.toml", "--set", "transport.push=0.5"], 0);
     assert_ne!(first["model"], second["model"]);
     assert_eq!(second["shards"]["weighed"], 5);
-    // The first job again: it is another problem than the table's current one.
+    // The first job again: its model and its sidecars are still there, so it costs neither a fit nor any weighing.
     let third = lake.json(&["run", "job.toml"], 0);
-    assert_eq!(third["shards"]["weighed"], 5);
+    assert_eq!((&third["shards"]["weighed"], &third["model"], &third["fitted"]), (&json!(5), &first["model"], &json!(false)));
     let models = lake.sql("select model, push from models order by push");
     assert!(models.len() >= 2 && models[0]["push"] == 0.5, "{models:?}");
 }
@@ -122,6 +122,33 @@ fn weights_beside_the_corpus_are_no_shards() {
     }
     // Another job over the same corpus doesn't take them for shards either.
     assert_eq!(lake.json(&["run", "job.toml"], 0)["rows"], ROWS);
+}
+
+#[test]
+fn shards_with_odd_names_are_shards() {
+    let lake = Lake::new();
+    let odd = "corpus/ts=2026-11-24 00%3A00 [x]~#";
+    std::fs::create_dir_all(lake.path(odd)).unwrap();
+    std::fs::rename(lake.path("corpus/part-0003.parquet"), lake.path(odd).join("part-0003.parquet")).unwrap();
+    let report = lake.json(&["run", "job.toml"], 0);
+    assert_eq!((&report["shards"]["weighed"], &report["rows"]), (&json!(5), &json!(ROWS)));
+    assert_eq!(
+        lake.sql("select count(*) as n from corpus where shard like 'ts=%' and text is null and weight is not null"),
+        [json!({ "n": 74 })]
+    );
+}
+
+#[test]
+fn a_model_that_is_gone_or_damaged_is_fitted_again() {
+    let lake = Lake::new();
+    let first = lake.json(&["run", "job.toml"], 0);
+    let model = lake.path("output/_models").join(format!("{}.safetensors", first["model"].as_str().unwrap()));
+    std::fs::write(&model, "damaged").unwrap();
+    let error = lake.pushpull(&["weigh", "job.toml"]);
+    assert!(crate::support::text(&error.stderr).contains("damaged"));
+    std::fs::remove_file(&model).unwrap();
+    let again = lake.json(&["run", "job.toml"], 0);
+    assert_eq!((&again["model"], &again["fitted"], &again["shards"]["unchanged"]), (&first["model"], &json!(true), &json!(5)));
 }
 
 #[test]
