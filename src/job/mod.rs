@@ -27,4 +27,4 @@ pub use references::{ReferenceRows, Side, check_disjoint};
 pub use report::{Quarantined, RunReport, Seconds, ShardCounts, WeighedRow, with_causes};
 pub use run::{fit, run, weigh};
 pub use sample::{SampledShard, draw};
-pub use weigh::{Extremes, Weighed, weigh_shards};
+pub use weigh::{Extremes, Weighed, Weighing, weigh_shards};

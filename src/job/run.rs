@@ -5,7 +5,7 @@ use super::encoder::RowEncoder;
 use super::fit::{FOOTERS_AT_ONCE, fit_model, load_references, problem_digest};
 use super::plan::{gone, is_done};
 use super::report::{Quarantined, RunReport, ShardCounts, with_causes};
-use super::weigh::{Weighed, identity, weigh_shards};
+use super::weigh::{Weighed, Weighing, identity, weigh_shards};
 use crate::catalog::{Publication, StoredModel, WeightsTable, write_run};
 use crate::error::{Error, Result};
 use crate::shard::{Layout, Listing, ReadOptions, Shard};
@@ -233,7 +233,15 @@ async fn weigh_new(
         (model.clone(), encoder.clone(), job.output.clone(), Arc::clone(&job.options.progress), Handle::current());
     let task = tokio::task::spawn_blocking(move || {
         progress.begin("weighing", 0);
-        let weighed = weigh_shards(&model, &encoder, &todo, &output, read, &runtime, progress.as_ref());
+        let weighed = weigh_shards(Weighing {
+            model: &model,
+            encoder: &encoder,
+            shards: &todo,
+            output: &output,
+            options: &read,
+            runtime: &runtime,
+            progress: progress.as_ref(),
+        });
         progress.end();
         weighed
     });

@@ -35,46 +35,48 @@ pub struct Weighed {
     pub extremes: Extremes,
 }
 
-/// Weighs shards with a model and writes their sidecars below `output`. Blocking: call it outside the async runtime's own threads.
-/// Embedding and transport run on rayon's current pool.
+/// What weighing needs.
+#[derive(Clone, Copy)]
+pub struct Weighing<'a> {
+    /// The model whose weights are written.
+    pub model: &'a StoredModel,
+    /// Rows to vectors, as for the model's own sample.
+    pub encoder: &'a RowEncoder,
+    /// The shards, in the order they are read.
+    pub shards: &'a [Shard],
+    /// The sidecars are written below this place.
+    pub output: &'a Location,
+    /// How shards are read; its columns are the encoder's.
+    pub options: &'a ReadOptions,
+    /// Where IO runs.
+    pub runtime: &'a Handle,
+    /// Is told how many rows are done.
+    pub progress: &'a dyn Progress,
+}
+
+/// Weighs shards with a model and writes their sidecars. Blocking: call it outside the async runtime's own threads. Embedding and
+/// transport run on rayon's current pool.
 ///
 /// A shard that cannot be read or has no such column is quarantined, its unfinished sidecar discarded, and the others go on.
 ///
 /// # Errors
 /// What the store answers to a write, and a model that cannot be used.
-pub fn weigh_shards(
-    model: &StoredModel,
-    encoder: &RowEncoder,
-    shards: &[Shard],
-    output: &Location,
-    options: ReadOptions,
-    runtime: &Handle,
-    progress: &dyn Progress,
-) -> Result<Weighed> {
+pub fn weigh_shards(weighing: Weighing<'_>) -> Result<Weighed> {
     let mut current = None;
-    let weighed = weigh_each(model, encoder, shards, output, options, runtime, progress, &mut current);
+    let weighed = weigh_each(weighing, &mut current);
     if let Some(writer) = current {
-        runtime.block_on(writer.abort());
+        weighing.runtime.block_on(writer.abort());
     }
     weighed
 }
 
 /// Leaves the writer of the shard under way in `current` when it ends with an error.
-#[expect(clippy::too_many_arguments, reason = "the public function's, and the one thing to clean up after it")]
-fn weigh_each(
-    model: &StoredModel,
-    encoder: &RowEncoder,
-    shards: &[Shard],
-    output: &Location,
-    options: ReadOptions,
-    runtime: &Handle,
-    progress: &dyn Progress,
-    current: &mut Option<SidecarWriter>,
-) -> Result<Weighed> {
+fn weigh_each(weighing: Weighing<'_>, current: &mut Option<SidecarWriter>) -> Result<Weighed> {
+    let Weighing { model, encoder, shards, output, options, runtime, progress } = weighing;
     let weigher = model.transport.weigher()?;
     let ids = Arc::new(model.card.reference_ids());
     let requests = shards.iter().map(|shard| ShardRequest { shard: shard.clone(), rows: None }).collect();
-    let mut ahead = read_ahead(requests, options, runtime.clone());
+    let mut ahead = read_ahead(requests, options.clone(), runtime.clone());
     let (mut weighed, mut done) = (Weighed::default(), 0u64);
     let mut uploads: JoinSet<Result<(usize, Receipt)>> = JoinSet::new();
     let mut receipts: Vec<Option<Receipt>> = vec![None; shards.len()];
