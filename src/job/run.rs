@@ -51,12 +51,15 @@ pub async fn weigh(job: &Job) -> Result<RunReport> {
     execute(job, Model::Current, true).await
 }
 
-/// The table's current model, if it solves this job's problem.
+/// The model a run would weigh with, if it need not fit one.
 pub(super) async fn usable_model(job: &Job, table: &WeightsTable) -> Result<Option<StoredModel>> {
     let encoder = RowEncoder::load(&job.file, &job.stores).await?;
     let (safe, harm) = load_references(job, encoder.columns()).await?;
     let problem = problem_digest(job, &encoder, &safe, &harm)?;
-    Ok(current_model(job, table).await?.filter(|model| model.card.problem == problem))
+    match current_model(job, table).await?.filter(|model| model.card.problem == problem) {
+        Some(model) => Ok(Some(model)),
+        None => stored_model(job, &problem).await,
+    }
 }
 
 /// A stored model of this problem that is not the table's current one: fitted by a run that did not come to its commit, or before the
@@ -222,6 +225,9 @@ async fn weigh_new(
     let published = table.published()?;
     let todo: Vec<Shard> = listing.shards.iter().filter(|shard| !is_done(shard, &published, &model.digest)).cloned().collect();
     counts.unchanged = listing.shards.len() - todo.len();
+    if todo.is_empty() {
+        return Ok(Weighed::default());
+    }
     let (todo, finished) = resume(job, model, todo).await?;
     if todo.is_empty() {
         counts.weighed = finished.len();

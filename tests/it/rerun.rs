@@ -63,6 +63,8 @@ fn another_problem_is_fitted_and_weighed_anew() {
     let second = lake.json(&["run", "job.toml", "--set", "transport.push=0.5"], 0);
     assert_ne!(first["model"], second["model"]);
     assert_eq!(second["shards"]["weighed"], 5);
+    let plan = lake.json(&["plan", "job.toml"], 0);
+    assert_eq!(plan["model"], first["model"], "a plan names the model that the run takes up");
     // The first job again: its model and its sidecars are still there, so it costs neither a fit nor any weighing.
     let third = lake.json(&["run", "job.toml"], 0);
     assert_eq!((&third["shards"]["weighed"], &third["model"], &third["fitted"]), (&json!(5), &first["model"], &json!(false)));
