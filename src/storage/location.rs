@@ -178,7 +178,7 @@ fn status_of(error: &object_store::Error) -> Option<u16> {
 /// Whether the text holds a glob character.
 pub fn is_glob(text: &str) -> bool {
     // A web server lists nothing, and a `?` there begins a query.
-    !text.starts_with("http") && text.contains(['*', '?', '[', '{'])
+    !["http://", "https://"].iter().any(|scheme| text.starts_with(scheme)) && text.contains(['*', '?', '[', '{'])
 }
 
 /// `path` relative to `prefix`, or `None` where it is not below it.
@@ -202,6 +202,12 @@ mod tests {
         place.write_immutable("two").await.unwrap();
         assert_eq!(place.read().await.unwrap(), "one");
         assert_eq!(place.path().as_ref(), "models/a/b.bin");
+    }
+
+    #[test]
+    fn globs_are_told_from_queries() {
+        assert!(is_glob("http-logs/*.parquet") && is_glob("s3://lake/a?b"));
+        assert!(!is_glob("https://host/part.parquet?x=1") && !is_glob("lake/part.parquet"));
     }
 
     #[test]
