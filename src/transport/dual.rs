@@ -83,13 +83,18 @@ pub(super) fn residual(potential: &[f64], marginal: &[f64], masses: &[f64], slac
     match slack {
         None => marginal.iter().zip(masses).map(|(p, q)| (p - q).abs()).sum(),
         Some(0.0) => 0.0,
-        Some(rho) => {
-            let lowest = potential.iter().copied().fold(f64::INFINITY, f64::min);
-            let tilted: Vec<f64> = potential.iter().zip(masses).map(|(g, q)| q * ((lowest - g) / rho).exp()).collect();
-            let total: f64 = tilted.iter().sum();
-            marginal.iter().zip(&tilted).map(|(p, t)| (p - t / total).abs()).sum()
-        }
+        Some(rho) => marginal.iter().zip(relaxed_masses(potential, masses, rho).0).map(|(p, t)| (p - t).abs()).sum(),
     }
+}
+
+/// The marginal that a potential calls for where it is relaxed by ρ > 0, `q_j exp(−g_j/ρ)` divided by its sum, and the logarithm
+/// of that sum.
+pub(super) fn relaxed_masses(potential: &[f64], masses: &[f64], rho: f64) -> (Vec<f64>, f64) {
+    let lowest = potential.iter().copied().fold(f64::INFINITY, f64::min);
+    let mut tilted: Vec<f64> = potential.iter().zip(masses).map(|(g, q)| q * ((lowest - g) / rho).exp()).collect();
+    let total: f64 = tilted.iter().sum();
+    tilted.iter_mut().for_each(|t| *t /= total);
+    (tilted, total.ln() - lowest / rho)
 }
 
 /// The state of the online phase: current potentials and their running averages.

@@ -10,8 +10,8 @@
 //! step weighs the rows, looks at both marginals and moves **both** potentials. Solving each transport problem for a fixed `w`
 //! and then moving `w` oscillates; this doesn't.
 //!
-//! See `solver` for the steps; this file checks what comes in, derives the automatic options, splits the sample and writes the
-//! report. The split is for judging: a first solution without the held-out rows is measured on them, then the fit goes on over
+//! See `solver` for the steps; this file checks what comes in, derives the automatic options, splits the sample, has the finished
+//! model certified and writes the report. The split is for judging: a first solution without the held-out rows is measured on them, then the fit goes on over
 //! all rows of the sample, so that a corpus that fits the sample gets the weights of its own optimum.
 //!
 //! Memory: the cost cache, the shuffled order and a dozen numbers a row.
@@ -21,6 +21,8 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
+use super::certificate::Certificate;
+use super::convergence::{CERTIFICATE_ROUNDING, Criterion, Ending, Measured, Verdict};
 use super::cost::{PackedReferences, check_rows, mean_cost};
 use super::dual::{centre, damping};
 use super::model::TransportModel;
@@ -53,6 +55,34 @@ pub fn fit(
 ) -> Result<Fit> {
     options.validate()?;
     check_inputs(sample, safe, harm, warm)?;
+    let resolved = resolve(options, sample, safe, harm);
+    let fitting = Fitting { sample, safe, harm, options, resolved, packed: pack(safe, harm) };
+    let (mut order, held_out_order) = split(sample.nrows(), options);
+    let start = warm.map_or(Start::Cold, |(safe, harm)| Start::Warm(safe, harm));
+    let mut solution = fitting.solve(&order, start, held_out_order.is_empty(), progress)?;
+    let held_out = fitting.held_out(&held_out_order, &solution.solved)?;
+    if !held_out_order.is_empty() {
+        // The held-out rows have said what they can; rows of the corpus that no step used would have heavier tails than the rest.
+        order.extend(&held_out_order);
+        let first = solution.history;
+        solution = fitting.solve(&order, Start::At(solution.solved.iterate), true, progress)?;
+        solution.history.add(&first);
+    }
+    fitting.finish(&order, solution, held_out)
+}
+
+/// What the options come to for one sample: the numbers that `auto` stands for.
+struct Resolved {
+    /// ε.
+    epsilon: f64,
+    /// The prior with its strength β; none where that is 0.
+    prior: Prior,
+    /// Mean cost between sample and references.
+    mean_cost: f64,
+}
+
+/// Puts numbers where the options say `auto`.
+fn resolve(options: &TransportOptions, sample: ArrayView2<'_, f32>, safe: &ReferenceSet, harm: &ReferenceSet) -> Resolved {
     let mean_cost = mean_cost(sample, safe, harm);
     let epsilon = match options.epsilon {
         Auto::Auto => (AUTO_EPSILON_PER_COST * mean_cost).clamp(MIN_EPSILON, MAX_EPSILON),
@@ -64,84 +94,169 @@ pub fn fit(
     };
     // A prior that counts for nothing isn't worth a regression.
     let prior = if strength == 0.0 { Prior::none(safe.dims()) } else { Prior::fit(safe, harm, strength) };
+    Resolved { epsilon, prior, mean_cost }
+}
 
-    let (fit_order, held_out_order) = split(sample.nrows(), options);
-    let packed = pack(safe, harm);
-    let problem_over = |order: &[usize]| Problem {
-        safe,
-        harm,
-        options,
-        epsilon,
-        kappa: damping(options.slack, epsilon),
-        prior_terms: prior_terms(sample, order, &prior),
-    };
-    let problem = problem_over(&fit_order);
-    let mut start = Iterate { safe: vec![0.0; safe.len()], harm: vec![0.0; harm.len()], tau: epsilon };
-    let mut online_steps = 0;
-    // Without transport there is nothing to start from: every potential is 0.
-    if let Some((warm_safe, warm_harm)) = warm.filter(|_| problem.kappa > 0.0) {
-        start.safe.copy_from_slice(warm_safe);
-        start.harm.copy_from_slice(warm_harm);
-        centre(&mut start.safe, safe.masses());
-        centre(&mut start.harm, harm.masses());
+/// Where a solution starts.
+enum Start<'a> {
+    /// From potentials of 0, by the online phase.
+    Cold,
+    /// From the safe and harmful potentials of an earlier fit, without the online phase.
+    Warm(&'a [f64], &'a [f64]),
+    /// From an earlier solution, over other rows.
+    At(Iterate),
+}
+
+/// The steps behind a solution, over all its stages.
+#[derive(Clone, Copy, Default)]
+struct History {
+    steps: usize,
+    online_steps: u64,
+    halvings: u32,
+    oscillated: bool,
+}
+
+impl History {
+    fn add(&mut self, earlier: &Self) {
+        self.steps += earlier.steps;
+        self.online_steps += earlier.online_steps;
+        self.halvings += earlier.halvings;
+        self.oscillated |= earlier.oscillated;
     }
-    let solve = |problem: &Problem<'_>,
-                 order: &[usize],
-                 mut start: Iterate,
-                 online: Option<&mut u64>,
-                 last: bool,
-                 progress: &mut dyn FnMut(FitProgress)| {
-        let tiles = SampleTiles::try_new(sample, order, &packed.0, &packed.1, options.cost_cache_bytes)?;
-        if let Some(steps) = online {
-            start.tau = problem.first_tau(&tiles, &start)?;
-            if warm.is_none() {
-                *steps = problem.online(&tiles, &mut start, progress)?;
-            }
+}
+
+/// A solution over some rows of the sample.
+struct Solution {
+    solved: Solved,
+    history: History,
+    costs: TransportCosts,
+}
+
+/// Everything that stays the same during a fit.
+struct Fitting<'a> {
+    sample: ArrayView2<'a, f32>,
+    safe: &'a ReferenceSet,
+    harm: &'a ReferenceSet,
+    options: &'a TransportOptions,
+    resolved: Resolved,
+    packed: (PackedReferences, PackedReferences),
+}
+
+impl Fitting<'_> {
+    /// The problem over these rows of the sample.
+    fn problem(&self, order: &[usize]) -> Problem<'_> {
+        Problem {
+            safe: self.safe,
+            harm: self.harm,
+            options: self.options,
+            epsilon: self.resolved.epsilon,
+            kappa: damping(self.options.slack, self.resolved.epsilon),
+            prior_terms: prior_terms(self.sample, order, &self.resolved.prior),
         }
-        let mut solved = problem.whole_sample(&tiles, start, progress)?;
-        let costs = if last { problem.transport_costs(&tiles, &mut solved, progress)? } else { TransportCosts::default() };
-        Ok::<_, Error>((solved, costs))
-    };
-    let (mut solved, mut transport_cost) =
-        solve(&problem, &fit_order, start, Some(&mut online_steps), held_out_order.is_empty(), progress)?;
-    let held_out = HeldOut::measure(&problem, sample, &held_out_order, (&packed.0, &packed.1), &prior, &solved)?;
-    if !held_out_order.is_empty() {
-        // The held-out rows have said what they can; rows of the corpus that no step used would have heavier tails than the rest.
-        let order: Vec<usize> = fit_order.iter().chain(&held_out_order).copied().collect();
-        let steps = solved.steps;
-        (solved, transport_cost) = solve(&problem_over(&order), &order, solved.iterate, None, true, progress)?;
-        solved.steps += steps;
     }
-    let rows = sample.nrows() as f64;
-    let log_z = solved.pass.log_mass - rows.ln();
-    let report = FitReport {
-        rows: sample.nrows(),
-        held_out_rows: held_out_order.len(),
-        steps: solved.steps,
-        online_steps,
-        converged: solved.converged,
-        why_not: solved.why_not,
-        residuals: solved.residuals,
-        held_out: held_out.residuals,
-        held_out_noise: held_out.noise,
-        ess: solved.ess,
-        mean_weight: (solved.pass.log_mass - log_z).exp() / rows,
-        mean_cost,
-        transport_cost,
-    };
-    let model = TransportModel::try_new(TransportModel {
-        safe: safe.clone(),
-        harm: harm.clone(),
-        safe_potential: solved.iterate.safe,
-        harm_potential: solved.iterate.harm,
-        prior,
-        epsilon,
-        push: options.push,
-        tau: solved.iterate.tau,
-        log_z,
-        slack: options.slack,
-    })?;
-    Ok(Fit { model, report })
+
+    /// Solves over these rows, and where this is the last stage measures the transport costs.
+    fn solve(&self, order: &[usize], start: Start<'_>, last: bool, progress: &mut dyn FnMut(FitProgress)) -> Result<Solution> {
+        let problem = self.problem(order);
+        let tiles = SampleTiles::try_new(self.sample, order, &self.packed.0, &self.packed.1, self.options.cost_cache_bytes)?;
+        let (iterate, online_steps) = self.begin(&problem, &tiles, start, progress)?;
+        let mut solved = problem.whole_sample(&tiles, iterate, progress)?;
+        let costs = if last { problem.transport_costs(&tiles, &mut solved, progress)? } else { TransportCosts::default() };
+        let history = History { steps: solved.steps, online_steps, halvings: solved.halvings, oscillated: solved.oscillated };
+        Ok(Solution { solved, history, costs })
+    }
+
+    /// The iterate that whole-sample steps start from, and the online steps that led there.
+    fn begin(
+        &self,
+        problem: &Problem<'_>,
+        tiles: &SampleTiles<'_>,
+        start: Start<'_>,
+        progress: &mut dyn FnMut(FitProgress),
+    ) -> Result<(Iterate, u64)> {
+        let mut iterate = Iterate { safe: vec![0.0; self.safe.len()], harm: vec![0.0; self.harm.len()], tau: self.resolved.epsilon };
+        let cold = match start {
+            Start::At(iterate) => return Ok((iterate, 0)),
+            Start::Cold => true,
+            Start::Warm(safe, harm) => {
+                // Without transport there is nothing to start from: every potential is 0.
+                if problem.kappa > 0.0 {
+                    iterate.safe.copy_from_slice(safe);
+                    iterate.harm.copy_from_slice(harm);
+                    centre(&mut iterate.safe, self.safe.masses());
+                    centre(&mut iterate.harm, self.harm.masses());
+                }
+                false
+            }
+        };
+        iterate.tau = problem.first_tau(tiles, &iterate)?;
+        let online_steps = if cold { problem.online(tiles, &mut iterate, progress)? } else { 0 };
+        Ok((iterate, online_steps))
+    }
+
+    /// What the held-out rows say about a solution that did without them.
+    fn held_out(&self, order: &[usize], solved: &Solved) -> Result<HeldOut> {
+        if order.is_empty() {
+            return Ok(HeldOut { rows: 0, residuals: None, noise: None });
+        }
+        let problem = self.problem(order);
+        let tiles = SampleTiles::try_new(self.sample, order, &self.packed.0, &self.packed.1, 0)?;
+        let (safe, harm) = problem.transforms(&solved.iterate.safe, &solved.iterate.harm);
+        let weighting = problem.closed(solved.iterate.tau, &problem.prior_terms);
+        let pass = tiles.pass(0..tiles.tiles(), &safe, &harm, weighting, true)?;
+        let noise = Residuals { safe: pass.safe.expected_noise(self.safe.masses()), harm: pass.harm.expected_noise(self.harm.masses()) };
+        Ok(HeldOut { rows: order.len(), residuals: Some(problem.residuals(&solved.iterate, &pass)), noise: Some(noise) })
+    }
+
+    /// The model, its certificate and the verdict. `order` holds every row of the sample.
+    fn finish(self, order: &[usize], solution: Solution, held_out: HeldOut) -> Result<Fit> {
+        let Solution { solved, history, costs } = solution;
+        let rows = self.sample.nrows();
+        let log_z = solved.pass.log_mass - (rows as f64).ln();
+        let Resolved { epsilon, prior, mean_cost } = self.resolved;
+        let model = TransportModel::try_new(TransportModel {
+            safe: self.safe.clone(),
+            harm: self.harm.clone(),
+            safe_potential: solved.iterate.safe,
+            harm_potential: solved.iterate.harm,
+            prior,
+            epsilon,
+            push: self.options.push,
+            tau: solved.iterate.tau,
+            log_z,
+            slack: self.options.slack,
+        })?;
+        let certificate = Certificate::measure(&model, self.sample, order, self.options.temperature)?;
+        let criterion = Criterion { options: self.options };
+        let measured = Measured {
+            residuals: certificate.residuals,
+            ess: certificate.ess,
+            reachable: solved.measured.reachable,
+            finite: certificate.is_finite(),
+        };
+        let converged = criterion.judge(&measured, CERTIFICATE_ROUNDING) == Verdict::Converged;
+        let ending =
+            Ending { steps: solved.steps, epsilon, tau: model.tau, oscillated: history.oscillated, stability: certificate.stability };
+        let report = FitReport {
+            rows,
+            held_out_rows: held_out.rows,
+            steps: history.steps,
+            online_steps: history.online_steps,
+            converged,
+            why_not: (!converged).then(|| criterion.why_not(&measured, &ending)),
+            oscillated: history.oscillated,
+            halvings: history.halvings,
+            residuals: solved.measured.residuals,
+            held_out: held_out.residuals,
+            held_out_noise: held_out.noise,
+            ess: solved.measured.ess,
+            mean_weight: (solved.pass.log_mass - log_z).exp() / rows as f64,
+            mean_cost,
+            transport_cost: costs,
+            certificate,
+        };
+        Ok(Fit { model, report })
+    }
 }
 
 fn check_inputs(sample: ArrayView2<'_, f32>, safe: &ReferenceSet, harm: &ReferenceSet, warm: Option<(&[f64], &[f64])>) -> Result<()> {
@@ -185,28 +300,7 @@ fn split(rows: usize, options: &TransportOptions) -> (Vec<usize>, Vec<usize>) {
 
 /// What the held-out rows say.
 struct HeldOut {
+    rows: usize,
     residuals: Option<Residuals>,
     noise: Option<Residuals>,
-}
-
-impl HeldOut {
-    fn measure(
-        problem: &Problem<'_>,
-        sample: ArrayView2<'_, f32>,
-        order: &[usize],
-        (packed_safe, packed_harm): (&PackedReferences, &PackedReferences),
-        prior: &Prior,
-        solved: &Solved,
-    ) -> Result<Self> {
-        if order.is_empty() {
-            return Ok(Self { residuals: None, noise: None });
-        }
-        let tiles = SampleTiles::try_new(sample, order, packed_safe, packed_harm, 0)?;
-        let terms = prior_terms(sample, order, prior);
-        let (safe, harm) = problem.transforms(&solved.iterate.safe, &solved.iterate.harm);
-        let pass = tiles.pass(0..tiles.tiles(), &safe, &harm, problem.closed(solved.iterate.tau, &terms), true)?;
-        let noise =
-            Residuals { safe: pass.safe.expected_noise(problem.safe.masses()), harm: pass.harm.expected_noise(problem.harm.masses()) };
-        Ok(Self { residuals: Some(problem.residuals(&solved.iterate, &pass)), noise: Some(noise) })
-    }
 }

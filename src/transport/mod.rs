@@ -33,8 +33,12 @@
 //! | `weight` | a row's weight in closed form |
 //! | `sample` | passes over the sample of a fit |
 //! | `solver` | potentials and temperature of a sample |
+//! | `oscillation` | steps that turn back on themselves |
+//! | `stability` | the second-order condition of the push side |
+//! | `convergence` | the verdict on a solution |
 //! | `options`, `fit`, `report` | what a fit is told, does, and says |
 //! | `observed` | what weighed rows say about the model |
+//! | `certificate` | the optimality conditions of a finished fit |
 //! | `model` | a fitted model that weighs rows |
 //!
 //! ```
@@ -51,6 +55,8 @@
 //! ```
 
 mod acceleration;
+mod certificate;
+mod convergence;
 mod cost;
 mod dual;
 mod fit;
@@ -59,21 +65,24 @@ mod model;
 mod naive;
 mod observed;
 mod options;
+mod oscillation;
 mod potential;
 mod prior;
 mod references;
 mod report;
 mod sample;
 mod solver;
+mod stability;
 mod temperature;
 #[cfg(test)]
 mod tests;
 mod weight;
 
+pub use certificate::Certificate;
 pub use cost::{TILE_ROWS, UNIT_TOLERANCE};
 pub use fit::fit;
 pub use model::{TransportModel, Weigher};
-pub use observed::Observed;
+pub use observed::{Observed, ObservedSide};
 pub use options::{
     AUTO_EPSILON_PER_COST, AUTO_PRIOR_PER_COST, Auto, DEFAULT_COST_CACHE_BYTES, DEFAULT_EFFECTIVE_FRACTION, DEFAULT_EPOCHS,
     DEFAULT_HELD_OUT, DEFAULT_MAX_STEPS, DEFAULT_MINIBATCH_ROWS, DEFAULT_PUSH, DEFAULT_THRESHOLD, HELD_OUT_MIN_SAMPLE, MAX_EPSILON,
@@ -82,4 +91,5 @@ pub use options::{
 pub use prior::{PRIOR_INVERSE_PENALTY, Prior};
 pub use references::ReferenceSet;
 pub use report::{BeforeAfter, Fit, FitPhase, FitProgress, FitReport, Residuals, TransportCosts};
+pub use stability::STABILITY_ROWS;
 pub use weight::RowWeight;

@@ -85,6 +85,22 @@ pub(super) fn fit_batch(
     (g, h, w)
 }
 
+/// Balanced `OT_ε` of rows with these weights (sum 1) to a reference set, by Sinkhorn's steps until nothing moves.
+pub(super) fn transport_cost(rows: ArrayView2<'_, f32>, set: &ReferenceSet, epsilon: f64, weights: &[f64]) -> f64 {
+    let costs = cost(rows, set);
+    let mut g = vec![0.0; set.len()];
+    for _ in 0..20_000 {
+        let (f, pi): (Vec<f64>, Vec<_>) = costs.iter().map(|c| soft_transform(c, &g, set.masses(), epsilon)).unzip();
+        let p = marginal(&pi, weights);
+        let error: f64 = p.iter().zip(set.masses()).map(|(p, q)| (p - q).abs()).sum();
+        if error < 1e-12 {
+            return f.iter().zip(weights).map(|(f, w)| f * w).sum::<f64>() + g.iter().zip(set.masses()).map(|(g, q)| g * q).sum::<f64>();
+        }
+        g.iter_mut().zip(&p).zip(set.masses()).for_each(|((g, p), q)| *g += epsilon * (q / p).ln());
+    }
+    f64::NAN
+}
+
 fn normal(rng: &mut ChaCha8Rng) -> f64 {
     // Sum of twelve uniforms: near enough to a normal for test data.
     (0..12).map(|_| rng.random::<f64>()).sum::<f64>() - 6.0

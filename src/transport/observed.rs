@@ -1,17 +1,21 @@
-//! In: rows weighed with one fixed model. Out: what they say about that model, [`Observed`]: how the corpus itself (not the fit's
-//! sample) matches the references, and better potentials for the next fit to start from.
+//! In: rows weighed with one fixed model. Out: what they say about that model, [`Observed`]: how well the weighted rows match
+//! both reference sets, and what their transport plans cost.
 //!
 //! Sums only, so observations of shards, workers or runs add up with [`Observed::merge`] in any order (to the last bits: add them
-//! in shard order where bits matter). Memory: one f64 a reference.
+//! in shard order where bits matter). A fit's [`Certificate`](super::Certificate) is made of them. Memory: one f64 a reference.
 
 use serde::{Deserialize, Serialize};
 
-use super::dual::{HARM_STEP, damping, residual, safe_step, sinkhorn_step};
+use super::dual::{relaxed_masses, residual};
 use super::model::TransportModel;
+use super::references::ReferenceSet;
 use super::report::Residuals;
 use crate::error::{Error, Result};
 
-/// Sums over weighed rows.
+/// Entries of a plan below this share of their row are left out of its cost: all of them together are below its rounding.
+const LEAST_SHARE: f64 = 1e-12;
+
+/// Sums over weighed rows. `w` is a row's weight, π its responsibilities.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Observed {
     /// Rows weighed.
@@ -20,17 +24,69 @@ pub struct Observed {
     pub weight: f64,
     /// `Σ_i w_i²`.
     pub weight_squared: f64,
-    /// `Σ_i w_i π_ij`, one a safe reference.
-    pub safe: Vec<f64>,
-    /// `Σ_i w_i π_ik`, one a harmful reference.
-    pub harm: Vec<f64>,
+    /// Of the safe references.
+    pub safe: ObservedSide,
+    /// Of the harmful references.
+    pub harm: ObservedSide,
+}
+
+/// Sums over weighed rows and one reference set.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ObservedSide {
+    /// `Σ_i w_i π_ij`, one a reference.
+    pub marginal: Vec<f64>,
+    /// `Σ_i w_i f(x_i; g)`, the rows' part of the semi-dual value.
+    pub transform: f64,
+    /// `Σ_ij w_i π_ij (c_ij + ε log(π_ij/q_j))`, the cost of the plan `w_i π_ij`, its entropy relative to `w ⊗ q`.
+    pub plan: f64,
+}
+
+impl ObservedSide {
+    fn new(references: usize) -> Self {
+        Self { marginal: vec![0.0; references], ..Self::default() }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.marginal.iter_mut().zip(&other.marginal).for_each(|(a, b)| *a += b);
+        self.transform += other.transform;
+        self.plan += other.plan;
+    }
+
+    /// The plan's cost less the semi-dual value, each for weights of sum 1: 0 at the optimum. Both carry what a relaxed marginal
+    /// costs, `ρ KL(p ‖ q)` and its conjugate.
+    fn gap(&self, weight: f64, potential: &[f64], set: &ReferenceSet, slack: Option<f64>) -> f64 {
+        let marginal = self.marginal.iter().map(|s| s / weight);
+        let references = match slack {
+            None => potential.iter().zip(set.masses()).map(|(g, q)| g * q).sum(),
+            // The marginal is free and costs nothing, as every potential is 0.
+            Some(0.0) => 0.0,
+            Some(rho) => {
+                let (_, log_total) = relaxed_masses(potential, set.masses(), rho);
+                let divergence: f64 = marginal.zip(set.masses()).map(|(p, q)| if p > 0.0 { p * (p / q).ln() } else { 0.0 }).sum();
+                -rho * (log_total + divergence)
+            }
+        };
+        (self.plan - self.transform) / weight - references
+    }
+}
+
+/// `Σ_j π_j (c_j + ε log(π_j/q_j))` of one row, π from its exponentials and their sum.
+pub(super) fn plan_cost(similarities: &[f32], exponentials: &[f32], sum: f64, log_masses: &[f64], epsilon: f64) -> f64 {
+    let mut cost = 0.0;
+    for ((s, e), log_q) in similarities.iter().zip(exponentials).zip(log_masses) {
+        let share = f64::from(*e) / sum;
+        if share > LEAST_SHARE {
+            cost += share * (1.0 - f64::from(*s) + epsilon * (share.ln() - log_q));
+        }
+    }
+    cost
 }
 
 impl Observed {
     /// Nothing observed yet, for the references of `model`.
     #[must_use]
     pub fn new(model: &TransportModel) -> Self {
-        Self { safe: vec![0.0; model.safe.len()], harm: vec![0.0; model.harm.len()], ..Self::default() }
+        Self { safe: ObservedSide::new(model.safe.len()), harm: ObservedSide::new(model.harm.len()), ..Self::default() }
     }
 
     /// Adds what another worker or shard observed with the same model.
@@ -38,21 +94,18 @@ impl Observed {
     /// # Errors
     /// [`Error::Internal`] where the numbers of references differ.
     pub fn merge(&mut self, other: &Self) -> Result<()> {
-        if self.safe.len() != other.safe.len() || self.harm.len() != other.harm.len() {
+        let references = |observed: &Self| (observed.safe.marginal.len(), observed.harm.marginal.len());
+        if references(self) != references(other) {
+            let ((safe, harm), (other_safe, other_harm)) = (references(self), references(other));
             return Err(Error::Internal(format!(
-                "observations over {} and {} references merged with {} and {}",
-                self.safe.len(),
-                self.harm.len(),
-                other.safe.len(),
-                other.harm.len()
+                "observations over {safe} and {harm} references merged with {other_safe} and {other_harm}"
             )));
         }
         self.rows += other.rows;
         self.weight += other.weight;
         self.weight_squared += other.weight_squared;
-        for (into, from) in [(&mut self.safe, &other.safe), (&mut self.harm, &other.harm)] {
-            into.iter_mut().zip(from).for_each(|(a, b)| *a += b);
-        }
+        self.safe.add(&other.safe);
+        self.harm.add(&other.harm);
         Ok(())
     }
 
@@ -71,29 +124,25 @@ impl Observed {
     /// Marginal errors of the model over the observed rows, as in the fit's report. None before the first weight.
     #[must_use]
     pub fn residuals(&self, model: &TransportModel) -> Option<Residuals> {
-        let (safe, harm) = self.marginals()?;
-        Some(Residuals {
-            safe: residual(&model.safe_potential, &safe, model.safe.masses(), model.slack),
-            harm: residual(&model.harm_potential, &harm, model.harm.masses(), model.slack),
+        let share = |side: &ObservedSide| -> Vec<f64> { side.marginal.iter().map(|s| s / self.weight).collect() };
+        self.has_weight().then(|| Residuals {
+            safe: residual(&model.safe_potential, &share(&self.safe), model.safe.masses(), model.slack),
+            harm: residual(&model.harm_potential, &share(&self.harm), model.harm.masses(), model.slack),
         })
     }
 
-    /// The model's potentials moved by one step towards the observed corpus: what the next fit with the same references starts
-    /// from (its `warm`). The model's own where nothing was observed.
+    /// Primal minus dual value of both transport problems for the observed weights, in units of the cost: `⟨P, C⟩ +
+    /// ε KL(P ‖ w ⊗ q)` of the plan `P_ij = w_i π_ij` less `Σ_i w_i f(x_i; g) + Σ_j q_j g_j`. With exact marginals the plan
+    /// reaches `p` instead of `q`, so that the gap may fall below 0, by at most `‖p − q‖₁ · max|g|`. None before the first weight.
     #[must_use]
-    pub fn advance(&self, model: &TransportModel) -> (Vec<f64>, Vec<f64>) {
-        let (mut safe, mut harm) = (model.safe_potential.clone(), model.harm_potential.clone());
-        if let Some((safe_marginal, harm_marginal)) = self.marginals() {
-            let (epsilon, kappa) = (model.epsilon, damping(model.slack, model.epsilon));
-            let rate = safe_step(epsilon, model.tau);
-            sinkhorn_step(&mut safe, &safe_marginal, model.safe.masses(), epsilon, kappa, rate);
-            sinkhorn_step(&mut harm, &harm_marginal, model.harm.masses(), epsilon, kappa, HARM_STEP);
-        }
-        (safe, harm)
+    pub fn gap(&self, model: &TransportModel) -> Option<Residuals> {
+        self.has_weight().then(|| Residuals {
+            safe: self.safe.gap(self.weight, &model.safe_potential, &model.safe, model.slack),
+            harm: self.harm.gap(self.weight, &model.harm_potential, &model.harm, model.slack),
+        })
     }
 
-    fn marginals(&self) -> Option<(Vec<f64>, Vec<f64>)> {
-        let share = |sums: &[f64]| sums.iter().map(|s| s / self.weight).collect();
-        (self.weight.is_finite() && self.weight > 0.0).then(|| (share(&self.safe), share(&self.harm)))
+    fn has_weight(&self) -> bool {
+        self.weight.is_finite() && self.weight > 0.0
     }
 }

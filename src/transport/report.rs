@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::certificate::Certificate;
 use super::model::TransportModel;
 
 /// A fitted model and how the fit went. Not converging is a result, never an error: the model is usable either way.
@@ -53,13 +54,21 @@ pub struct FitReport {
     pub steps: usize,
     /// Minibatch steps taken before them.
     pub online_steps: u64,
-    /// Whether both residuals over the sample are below the threshold (the harmful one counts only where push > 0) and the
-    /// effective sample size is within 1e-3 of the one asked for. Judged on the sample, because on held-out rows sampling noise alone is
-    /// above any useful threshold for hundreds of references: compare `held_out` with `held_out_noise` for that.
+    /// Whether, by the certificate, both residuals over the sample are below the threshold (the harmful one counts only where push > 0),
+    /// the effective sample size is within 1e-3 of the one asked for, and every number is finite. Judged on the sample, because on
+    /// held-out rows sampling noise alone is above any useful threshold for hundreds of references: compare `held_out` with
+    /// `held_out_noise` for that.
     pub converged: bool,
     /// Where not converged: what happened and which option to change.
     pub why_not: Option<String>,
-    /// Marginal errors over all rows of the sample, of the potentials in the model.
+    /// Whether the push side was seen to oscillate or run away: the error stalled while its steps turned back on themselves, or while
+    /// its stability number was 1 or above. A fit may still converge after it, with smaller steps.
+    #[serde(default)]
+    pub oscillated: bool,
+    /// Times a side's step was halved because the error stalled.
+    #[serde(default)]
+    pub halvings: u32,
+    /// Marginal errors over all rows of the sample, of the potentials in the model, as the solver saw them.
     pub residuals: Residuals,
     /// Marginal errors over the held-out rows, of the solution that no step used them for; None where none was held out.
     pub held_out: Option<Residuals>,
@@ -74,6 +83,9 @@ pub struct FitReport {
     pub mean_cost: f64,
     /// The four transport costs.
     pub transport_cost: TransportCosts,
+    /// The optimality conditions, measured on the finished model. Cards written before there was one read as the default.
+    #[serde(default)]
+    pub certificate: Certificate,
 }
 
 /// Where a fit is, for a progress display.

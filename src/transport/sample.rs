@@ -147,6 +147,13 @@ struct Scratch {
     harm: Vec<f32>,
 }
 
+impl Scratch {
+    fn new(tiles: &SampleTiles<'_>) -> Self {
+        let tile = |width: usize| vec![0.0; TILE_ROWS * width];
+        Self { rows: tile(tiles.rows.ncols()), safe: tile(tiles.safe.padded()), harm: tile(tiles.harm.padded()) }
+    }
+}
+
 impl<'a> SampleTiles<'a> {
     /// Cuts `order`, indices into `rows`, into tiles and computes as many similarity tiles as fit `cache_bytes`.
     pub(super) fn try_new(
@@ -192,6 +199,28 @@ impl<'a> SampleTiles<'a> {
         self.harm.similarities(buffer, harm)
     }
 
+    /// Responsibilities of the harmful references for the first `rows` rows (at most all), row-major, each row's sum 1.
+    #[expect(clippy::cast_possible_truncation, reason = "f32 storage by design")]
+    pub(super) fn harm_responsibilities(&self, rows: usize, harm: &SoftTransform, references: usize) -> Result<Vec<f32>> {
+        let mut scratch = Scratch::new(self);
+        let width = self.harm.padded();
+        let mut out = Vec::with_capacity(rows.min(self.len()) * references);
+        for tile in 0..rows.min(self.len()).div_ceil(TILE_ROWS) {
+            let range = self.row_range(&(tile..tile + 1));
+            let count = range.end.min(rows) - range.start;
+            let cached = self.cached.get(tile);
+            if cached.is_none() {
+                let Scratch { rows, safe, harm } = &mut scratch;
+                self.similarities(tile, rows, safe, harm)?;
+            }
+            let transforms = transform_tile(harm, width, count, cached.map(|c| &*c.1), &mut scratch.harm);
+            for (row, transform) in scratch.harm.chunks_exact(width).zip(&transforms) {
+                out.extend(row.iter().take(references).map(|e| (f64::from(*e) / transform.sum) as f32));
+            }
+        }
+        Ok(out)
+    }
+
     /// Transforms the rows of `tiles` and sums their marginals. With `noise`, the marginals can tell their sampling noise.
     ///
     /// # Errors
@@ -215,11 +244,7 @@ impl<'a> SampleTiles<'a> {
         let spans: Vec<SpanSums> = starts
             .into_par_iter()
             .map_init(
-                || Scratch {
-                    rows: vec![0.0; TILE_ROWS * self.rows.ncols()],
-                    safe: vec![0.0; TILE_ROWS * self.safe.padded()],
-                    harm: vec![0.0; TILE_ROWS * self.harm.padded()],
-                },
+                || Scratch::new(self),
                 |scratch, start| self.span(start..(start + SPAN_TILES).min(tiles.end), safe, harm, weighting, noise, scratch),
             )
             .collect::<Result<_>>()?;

@@ -8,34 +8,37 @@
 //!    potential more strongly than the plan does and a full step would overshoot. τ follows the effective sample size in the
 //!    same loop: each pass finds the τ its scores call for, and the next pass uses it. These plain steps are mixed (see
 //!    `acceleration`), which needs about a fifth of them at small ε and has the same fixed points.
-//! 3. *Stall*: where the error hasn't improved for [`STALL_STEPS`] steps the harmful side's step is halved (the safe side's
-//!    where nothing is pushed), at most [`MAX_HALVINGS`] times, and then the fit stops and says why. The potentials returned are
-//!    those with the smallest error seen.
+//! 3. *Stall*: where the error hasn't improved for [`STALL_STEPS`] steps, one side's step is halved: the harmful side's where the
+//!    push is unstable (its steps turn back, see `oscillation`, or nothing holds its potential in place, see `stability`) or its
+//!    error is the larger, else the safe side's; the fit goes on from the best iterate. A harmful side slow enough lets the safe side follow it, and then settles at
+//!    every strict local optimum. After [`MAX_HALVINGS`] the fit stops and says why. The potentials returned are those with the
+//!    smallest error seen. Whether that is good enough is decided in `convergence`.
 
 use std::ops::Range;
 
 use super::acceleration::Anderson;
+use super::convergence::{Criterion, Measured, Verdict};
 use super::cost::TILE_ROWS;
 use super::dual::{DualState, HARM_STEP, online_rate, online_step, residual, safe_step, sinkhorn_step};
 use super::options::{Temperature, TransportOptions};
+use super::oscillation::{REMEMBERED, StepWatch};
 use super::potential::SoftTransform;
 use super::references::ReferenceSet;
 use super::report::{BeforeAfter, FitPhase, FitProgress, Residuals, TransportCosts};
 use super::sample::{Pass, SampleTiles, Weighting};
+use super::stability::{Coupling, STABILITY_ROWS, push_stability};
 use super::temperature::{effective_fraction, solve_effective_fraction};
 use super::weight::score;
 use crate::error::{Error, Result};
 
 /// Steps without a better error before the steps are halved.
-const STALL_STEPS: usize = 20;
+const STALL_STEPS: usize = REMEMBERED;
 /// Halvings before a fit is given up.
 const MAX_HALVINGS: u32 = 4;
 /// Growth of the error in one step at which the mixing starts anew.
 const MIXING_PATIENCE: f64 = 2.0;
 /// How far a mixed temperature may be from the one the scores call for.
 const TAU_FACTOR: f64 = 1.5;
-/// How near the effective sample size must come to its target.
-const ESS_TOLERANCE: f64 = 1e-3;
 /// Sinkhorn steps at most for one pair of transport costs. The value is of second order in the error, so few are needed.
 const COST_STEPS: usize = 60;
 /// Marginal error at which a transport cost is good enough for a report.
@@ -53,27 +56,44 @@ pub(super) struct Iterate {
 pub(super) struct Solved {
     pub(super) iterate: Iterate,
     pub(super) pass: Pass,
-    pub(super) residuals: Residuals,
-    pub(super) ess: f64,
+    pub(super) measured: Measured,
     /// What the loop brings down: the marginal error plus the effective size's.
-    pub(super) measure: f64,
-    /// Whether the effective sample size asked for can be had at all.
-    reachable: bool,
-    pub(super) converged: bool,
+    measure: f64,
     /// Whole-sample steps taken, also those after the best.
     pub(super) steps: usize,
-    /// Why it hasn't converged and what to change.
-    pub(super) why_not: Option<String>,
+    /// Times a side's step was halved.
+    pub(super) halvings: u32,
+    /// Whether the push side was seen to oscillate or run away.
+    pub(super) oscillated: bool,
 }
 
 /// A step's outcome, before the potentials move.
 struct Evaluation {
     pass: Pass,
-    residuals: Residuals,
-    ess: f64,
+    /// Score of every row, in the sample's order.
+    scores: Vec<f64>,
+    measured: Measured,
     next_tau: f64,
-    /// Whether the effective sample size asked for can be had at all.
-    reachable: bool,
+}
+
+/// How often either side's step was halved, and when the error last improved.
+#[derive(Clone, Copy, Debug, Default)]
+struct Patience {
+    last_better: usize,
+    safe_halvings: u32,
+    harm_halvings: u32,
+}
+
+impl Patience {
+    fn halvings(&self) -> u32 {
+        self.safe_halvings + self.harm_halvings
+    }
+
+    /// Factors of the safe and the harmful side's rate.
+    fn rates(&self) -> (f64, f64) {
+        let half = |times: u32| 0.5f64.powi(i32::try_from(times).unwrap_or(i32::MAX));
+        (half(self.safe_halvings), half(self.harm_halvings))
+    }
 }
 
 pub(super) struct Problem<'a> {
@@ -102,9 +122,8 @@ impl Problem<'_> {
         }
     }
 
-    /// The error a fit must bring down: the push side doesn't count where nothing is pushed.
-    fn error(&self, residuals: &Residuals) -> f64 {
-        if self.options.push == 0.0 { residuals.safe } else { residuals.safe.max(residuals.harm) }
+    pub(super) fn criterion(&self) -> Criterion<'_> {
+        Criterion { options: self.options }
     }
 
     fn evaluate(&self, sample: &SampleTiles<'_>, tiles: Range<usize>, iterate: &Iterate) -> Result<Evaluation> {
@@ -125,8 +144,8 @@ impl Problem<'_> {
                 (found.tau, found.met)
             }
         };
-        let residuals = self.residuals(iterate, &pass);
-        Ok(Evaluation { ess: effective_fraction(&scores, iterate.tau), pass, residuals, next_tau, reachable })
+        let (residuals, ess) = (self.residuals(iterate, &pass), effective_fraction(&scores, iterate.tau));
+        Ok(Evaluation { measured: Measured { residuals, ess, reachable, finite: true }, pass, scores, next_tau })
     }
 
     /// The temperature to start from: the fixed one, or the one the starting potentials call for on the first tiles.
@@ -157,7 +176,7 @@ impl Problem<'_> {
                 iterate.tau *= (seen.next_tau / iterate.tau).powf(eta);
                 let step = usize::try_from(state.steps).unwrap_or(usize::MAX);
                 let max_steps = per_epoch * self.options.epochs;
-                progress(FitProgress { phase: FitPhase::Online, step, max_steps, residuals: seen.residuals });
+                progress(FitProgress { phase: FitPhase::Online, step, max_steps, residuals: seen.measured.residuals });
             }
         }
         iterate.safe.copy_from_slice(&state.averaged_safe);
@@ -165,73 +184,81 @@ impl Problem<'_> {
         Ok(state.steps)
     }
 
-    /// Phase 2. The only place that decides whether a fit has converged.
+    /// Phase 2.
     pub(super) fn whole_sample(
         &self,
         sample: &SampleTiles<'_>,
         mut iterate: Iterate,
         progress: &mut dyn FnMut(FitProgress),
     ) -> Result<Solved> {
-        let TransportOptions { threshold, max_steps, .. } = *self.options;
+        let max_steps = self.options.max_steps;
         let mut best: Option<Solved> = None;
-        let (mut last_better, mut halvings) = (0, 0u32);
-        let mut mixing = self.mixing();
+        let (mut patience, mut oscillated) = (Patience::default(), false);
+        let (mut mixing, mut watch) = (self.mixing(), StepWatch::default());
         let (mut previous, mut taken) = (f64::INFINITY, 0);
         for step in 1..=max_steps {
             taken = step;
             let seen = self.evaluate(sample, 0..sample.tiles(), &iterate)?;
-            progress(FitProgress { phase: FitPhase::Whole, step, max_steps, residuals: seen.residuals });
-            let (error, ess_error) = (self.error(&seen.residuals), self.ess_error(&seen));
-            let measure = error + ess_error;
-            // An effective size that no τ gives can only be reported; waiting for it would be waiting for ever.
-            let settled = error < threshold && ess_error <= ESS_TOLERANCE;
-            let image_of = (seen.pass.safe.mass.clone(), seen.pass.harm.mass.clone(), seen.next_tau);
-            if settled || best.as_ref().is_none_or(|best| measure < best.measure) {
-                let Evaluation { pass, residuals, ess, reachable, .. } = seen;
-                let (converged, iterate) = (settled && reachable, iterate.clone());
-                best = Some(Solved { iterate, pass, residuals, ess, measure, reachable, converged, steps: 0, why_not: None });
-                last_better = step;
-            }
-            if settled {
-                break;
-            }
-            if step - last_better >= STALL_STEPS {
-                if halvings == MAX_HALVINGS {
+            let measured = seen.measured;
+            progress(FitProgress { phase: FitPhase::Whole, step, max_steps, residuals: measured.residuals });
+            let settled = self.criterion().judge(&measured, 0.0) != Verdict::Open;
+            let measure = self.criterion().error(&measured.residuals) + self.criterion().ess_error(&measured);
+            let image = self.image(&iterate, &seen, patience.rates());
+            watch.see(&iterate.harm, &image.harm, self.harm.masses());
+            let better = settled || best.as_ref().is_none_or(|best| measure < best.measure);
+            if !better && step - patience.last_better >= STALL_STEPS {
+                if patience.halvings() == MAX_HALVINGS {
                     break;
                 }
-                halvings += 1;
-                last_better = step;
+                let unstable = self.options.push > 0.0 && (watch.turns_back() || self.stability(sample, &iterate, &seen.scores)? >= 1.0);
+                oscillated |= unstable;
+                if unstable || (self.options.push > 0.0 && measured.residuals.harm >= measured.residuals.safe) {
+                    patience.harm_halvings += 1;
+                } else {
+                    patience.safe_halvings += 1;
+                }
+                patience.last_better = step;
+                watch.restart();
                 mixing.restart();
+                // What came after the best iterate led nowhere.
+                if let Some(best) = &best {
+                    (iterate, previous) = (best.iterate.clone(), best.measure);
+                    continue;
+                }
             } else if measure > MIXING_PATIENCE * previous {
                 mixing.restart();
             }
             previous = measure;
-            let shrink = 0.5f64.powi(i32::try_from(halvings).unwrap_or(0));
-            let image = self.image(&iterate, &image_of.0, &image_of.1, image_of.2, shrink);
+            if better {
+                best = Some(Solved { iterate: iterate.clone(), pass: seen.pass, measured, measure, steps: 0, halvings: 0, oscillated });
+                patience.last_better = step;
+            }
+            if settled {
+                break;
+            }
             iterate = self.unpack(&mixing.propose(&self.pack(&iterate), self.pack(&image)), &image);
         }
-        let mut best = best.ok_or_else(|| Error::Internal("a fit without a step".into()))?;
-        best.steps = taken;
-        best.why_not = (!best.converged).then(|| self.why_not(&best));
-        Ok(best)
+        let best = best.ok_or_else(|| Error::Internal("a fit without a step".into()))?;
+        Ok(Solved { steps: taken, halvings: patience.halvings(), oscillated, ..best })
     }
 
-    /// Distance of the effective sample size from its target, 0 where there is none or no τ can reach it.
-    fn ess_error(&self, seen: &Evaluation) -> f64 {
-        match self.options.temperature {
-            Temperature::Ess(target) if seen.reachable => (seen.ess - target).abs(),
-            _ => 0.0,
-        }
+    /// σ of the push side at an iterate, on the first rows of the sample.
+    fn stability(&self, sample: &SampleTiles<'_>, iterate: &Iterate, scores: &[f64]) -> Result<f64> {
+        let few = &scores[..scores.len().min(STABILITY_ROWS)];
+        let lowest = few.iter().copied().fold(f64::INFINITY, f64::min);
+        let weights: Vec<f64> = few.iter().map(|s| ((lowest - s) / iterate.tau).exp()).collect();
+        let (_, harm) = self.transforms(&iterate.safe, &iterate.harm);
+        let plan = sample.harm_responsibilities(few.len(), &harm, self.harm.len())?;
+        let kappa = Coupling::new(plan, self.harm.len(), &weights).second_eigenvalue();
+        Ok(push_stability(kappa, self.options.push, iterate.tau, self.epsilon, self.options.slack))
     }
 
-    /// One plain step of both potentials and τ, each side's rate multiplied by `shrink` where it can be unstable.
-    fn image(&self, at: &Iterate, p_safe: &[f64], p_harm: &[f64], next_tau: f64, shrink: f64) -> Iterate {
-        let mut next = Iterate { tau: next_tau, ..at.clone() };
-        // The push side is the one that can be unstable; without it the safe side takes the smaller steps.
-        let safe_shrink = if self.options.push == 0.0 { shrink } else { 1.0 };
-        let safe_rate = safe_shrink * safe_step(self.epsilon, at.tau);
-        sinkhorn_step(&mut next.safe, p_safe, self.safe.masses(), self.epsilon, self.kappa, safe_rate);
-        sinkhorn_step(&mut next.harm, p_harm, self.harm.masses(), self.epsilon, self.kappa, HARM_STEP * shrink);
+    /// One plain step of both potentials and τ, each side's rate multiplied by its factor.
+    fn image(&self, at: &Iterate, seen: &Evaluation, (safe_factor, harm_factor): (f64, f64)) -> Iterate {
+        let mut next = Iterate { tau: seen.next_tau, ..at.clone() };
+        let safe_rate = safe_factor * safe_step(self.epsilon, at.tau);
+        sinkhorn_step(&mut next.safe, &seen.pass.safe.mass, self.safe.masses(), self.epsilon, self.kappa, safe_rate);
+        sinkhorn_step(&mut next.harm, &seen.pass.harm.mass, self.harm.masses(), self.epsilon, self.kappa, HARM_STEP * harm_factor);
         next
     }
 
@@ -264,40 +291,6 @@ impl Problem<'_> {
         next
     }
 
-    /// What stands between the best iterate and convergence, and what to change.
-    fn why_not(&self, best: &Solved) -> String {
-        let TransportOptions { threshold, max_steps, push, .. } = *self.options;
-        let Solved { residuals, ess, steps, .. } = best;
-        if let (Temperature::Ess(target), false) = (self.options.temperature, best.reachable) {
-            return format!(
-                "no temperature gives an effective sample size of {target} (reached {ess:.4}): too many rows score alike; check \
-                 the sample for duplicate or empty rows, or set a fixed `temperature`"
-            );
-        }
-        let end = if *steps == max_steps {
-            format!("after all {max_steps} steps allowed by `max_steps`")
-        } else {
-            format!("and does not get smaller after {steps} steps")
-        };
-        let (epsilon, tau) = (self.epsilon, best.iterate.tau);
-        if push > 0.0 && residuals.harm >= threshold && residuals.harm >= residuals.safe {
-            return format!(
-                "the push side's marginal error is {:.1e} (threshold {threshold:.0e}) {end}, with push {push}, temperature {tau:.4} \
-                 and epsilon {epsilon:.4}: lower `push`, raise `temperature` (or its `ess`) or raise `epsilon`",
-                residuals.harm
-            );
-        }
-        if residuals.safe >= threshold {
-            return format!(
-                "the pull side's marginal error is {:.1e} (threshold {threshold:.0e}) {end}, with epsilon {epsilon:.4} and \
-                 temperature {tau:.4}: raise `epsilon`, `temperature` or `max_steps`, or set `slack` if no row is near some of the \
-                 safe references",
-                residuals.safe
-            );
-        }
-        format!("the effective sample size is {ess:.4} and still moving {end}: raise `max_steps`")
-    }
-
     /// Balanced transport costs for even weights and for the fitted ones. Where nothing is pushed this also finishes the
     /// harmful potential, which the fit needn't wait for.
     pub(super) fn transport_costs(
@@ -322,7 +315,7 @@ impl Problem<'_> {
             let weighting = self.closed(solved.iterate.tau, &self.prior_terms);
             solved.iterate.harm = harm;
             solved.pass = sample.pass(0..sample.tiles(), &safe, &transform, weighting, false)?;
-            solved.residuals = self.residuals(&solved.iterate, &solved.pass);
+            solved.measured.residuals = self.residuals(&solved.iterate, &solved.pass);
         }
         Ok(TransportCosts {
             safe: BeforeAfter { before: before.safe, after: after.safe },
