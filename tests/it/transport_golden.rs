@@ -174,6 +174,42 @@ fn transport_costs_agree_with_pot() {
 }
 
 #[test]
+fn the_semidiscrete_potential_agrees_with_pot_and_ott() {
+    let golden = Golden::load("semidiscrete");
+    let epsilon = golden.number("epsilon");
+    // Nothing is pushed and the temperature is so high that every weight is 1: what is left is the balanced semi-discrete problem.
+    let options = TransportOptions::default()
+        .with_epsilon(epsilon)
+        .with_push(0.0)
+        .with_prior(0.0)
+        .with_temperature(Temperature::Fixed(1e9))
+        .with_held_out(0.0)
+        .with_threshold(1e-6)
+        .with_max_steps(3000);
+    let (sample, safe) = (golden.vectors("sample_f32"), golden.references("safe"));
+    let fitted = fit(sample.view(), &safe, &safe, &options, None, &mut |_| {}).unwrap();
+    assert!(fitted.report.converged && fitted.report.certificate.residuals.safe < 2e-6, "{:?}", fitted.report);
+    assert!(fitted.model.weigh(sample.view()).unwrap().iter().all(|w| (w.weight - 1.0).abs() < 1e-6));
+    for who in ["pot", "ott"] {
+        let theirs = golden.numbers(&format!("{who}_potential"));
+        let error = fitted.model.safe_potential.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(error < 1e-4 * epsilon, "{who}: {error:.2e}");
+    }
+}
+
+#[test]
+fn the_golden_optima_are_certified() {
+    for name in ["push_small", "push_uneven", "push_smooth"] {
+        let golden = Golden::load(name);
+        let (fitted, _) = golden.fit(1e-6);
+        let certificate = &fitted.report.certificate;
+        assert!(certificate.residuals.safe < 2e-6 && certificate.residuals.harm < 2e-6, "{name}: {certificate:?}");
+        assert!(certificate.gap.safe.abs() < 1e-6 && certificate.gap.harm.abs() < 1e-6, "{name}: {certificate:?}");
+        assert!(certificate.weight_error < 1e-5 && certificate.stability < 1.0, "{name}: {certificate:?}");
+    }
+}
+
+#[test]
 fn the_prior_agrees_with_scikit_learn() {
     for name in ["prior_tall", "prior_wide"] {
         let golden = Golden::load(name);

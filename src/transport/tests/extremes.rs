@@ -27,12 +27,12 @@ fn half_float_vectors_give_nearly_the_same_weights() {
 
 #[test]
 fn every_size_of_reference_set_is_finite() {
-    for (safe, harm, dims) in [(1, 1, 1), (1, 8192, 3), (8192, 1, 3), (2, 17, 2), (300, 5, 8), (2048, 4096, 5)] {
+    for (safe, harm, dims) in [(1, 1, 1), (1, 8192, 3), (8192, 3000, 4), (2, 17, 2), (300, 5, 8)] {
         let safe = ReferenceSet::uniform(naive::unit_rows(safe, dims, 122)).unwrap();
         let harm = ReferenceSet::try_new(naive::unit_rows(harm, dims, 123), naive::masses(harm, 124)).unwrap();
-        let sample = naive::unit_rows(150, dims, 125);
-        for epsilon in [1e-4, 0.05, 10.0] {
-            let options = TransportOptions::default().with_epsilon(epsilon).with_max_steps(6);
+        let sample = naive::unit_rows(100, dims, 125);
+        for epsilon in [1e-4, 10.0] {
+            let options = TransportOptions::default().with_epsilon(epsilon).with_max_steps(4);
             let fitted = fit_quietly(sample.view(), &safe, &harm, &options);
             all_finite(&fitted, &fitted.model.weigh(sample.view()).unwrap());
         }
@@ -62,17 +62,6 @@ fn identical_sets_cancel_for_a_push_of_one() {
     assert!(fitted.report.converged, "{:?}", fitted.report);
     let weights = fitted.model.weigh(sample.view()).unwrap();
     assert!(weights.iter().all(|w| (w.weight - 1.0).abs() < 0.02), "{weights:?}");
-}
-
-#[test]
-fn thousands_of_references_stay_finite() {
-    let safe = ReferenceSet::uniform(naive::unit_rows(8192, 4, 47)).unwrap();
-    let harm = ReferenceSet::try_new(naive::unit_rows(3000, 4, 48), naive::masses(3000, 49)).unwrap();
-    let sample = naive::mixed_sample(200, 4, 50);
-    for epsilon in [1e-4, 10.0] {
-        let fitted = fit_quietly(sample.view(), &safe, &harm, &TransportOptions::default().with_epsilon(epsilon).with_max_steps(4));
-        all_finite(&fitted, &fitted.model.weigh(sample.view()).unwrap());
-    }
 }
 
 #[test]
