@@ -1,6 +1,7 @@
 //! Results in words.
 
 use crate::job::{Plan, RunReport, ShardState, WeighedRow};
+use crate::transport::Certificate;
 use bytesize::ByteSize;
 use std::fmt::Write;
 
@@ -46,6 +47,14 @@ pub(super) fn report(job: &str, report: &RunReport, weighed: bool) -> String {
             ),
         );
     }
+    let Certificate { gap, stability, .. } = report.certificate;
+    let held = if report.push == 0.0 {
+        "nothing is pushed".to_owned()
+    } else {
+        format!("stability of the push {stability:.2} ({} 1)", if stability < 1.0 { "held in place, below" } else { "NOT held in place, not below" })
+    };
+    let oscillated = if report.oscillated { "; it oscillated during the fit" } else { "" };
+    line("certified", format!("gap to safe {:.1e}, to harm {:.1e}; {held}{oscillated}", gap.safe, gap.harm));
     let cost = report.transport_cost;
     line(
         "transport",

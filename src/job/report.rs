@@ -3,7 +3,7 @@
 use crate::catalog::{ModelCard, Published};
 use crate::error::Error;
 use crate::shard::Shard;
-use crate::transport::{Residuals, TransportCosts};
+use crate::transport::{Certificate, Residuals, TransportCosts};
 use serde::Serialize;
 
 /// A mean weight this far from 1 is worth a hint. Sampling alone moves it less: by 0.01 for 300,000 rows and the default sample.
@@ -102,6 +102,10 @@ pub struct RunReport {
     /// Why it did not, and what to change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why_not: Option<String>,
+    /// Whether the push side was seen to oscillate or run away during the fit.
+    pub oscillated: bool,
+    /// The optimality conditions, measured on the finished model.
+    pub certificate: Certificate,
     /// Marginal errors ‖p − q‖₁ over the fit's sample.
     pub residuals: Residuals,
     /// The same on rows that no step used, where any were held out.
@@ -158,6 +162,8 @@ impl RunReport {
             sample_rows: report.rows,
             converged: report.converged,
             why_not: report.why_not.clone(),
+            oscillated: report.oscillated,
+            certificate: report.certificate.clone(),
             residuals: report.residuals,
             held_out: report.held_out,
             held_out_noise: report.held_out_noise,
