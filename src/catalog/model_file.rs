@@ -139,16 +139,16 @@ fn encode(card: &ModelCard, model: &TransportModel) -> Result<Vec<u8>> {
     let f32s = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     let f64s = |values: &[f64]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     let vectors = |set: &ReferenceSet| f32s(&set.vectors().iter().copied().collect::<Vec<_>>());
-    let mut prior = model.prior.coefficients.clone();
-    prior.push(model.prior.intercept);
     let (safe, harm) = (&model.safe, &model.harm);
-    let parts: [(&str, Dtype, Vec<usize>, Vec<u8>); 7] = [
+    let parts: [(&str, Dtype, Vec<usize>, Vec<u8>); 9] = [
         ("harm.masses", Dtype::F64, vec![harm.len()], f64s(harm.masses())),
         ("harm.potential", Dtype::F64, vec![harm.len()], f64s(&model.harm_potential)),
+        ("harm.prior", Dtype::F64, vec![harm.len()], f64s(&model.prior.harm)),
         ("harm.vectors", Dtype::F32, vec![harm.len(), harm.dims()], vectors(harm)),
-        ("prior", Dtype::F64, vec![prior.len()], f64s(&prior)),
+        ("prior.intercept", Dtype::F64, vec![1], f64s(&[model.prior.intercept])),
         ("safe.masses", Dtype::F64, vec![safe.len()], f64s(safe.masses())),
         ("safe.potential", Dtype::F64, vec![safe.len()], f64s(&model.safe_potential)),
+        ("safe.prior", Dtype::F64, vec![safe.len()], f64s(&model.prior.safe)),
         ("safe.vectors", Dtype::F32, vec![safe.len(), safe.dims()], vectors(safe)),
     ];
     let internal = |e: &dyn std::fmt::Display| Error::Internal(format!("model file: {e}"));
@@ -184,14 +184,13 @@ fn decode(bytes: &Bytes) -> std::result::Result<(ModelCard, TransportModel), Str
         let vectors = Array2::from_shape_vec((rows, dims), values).map_err(|e| e.to_string())?;
         ReferenceSet::try_new(vectors, f64s(&format!("{side}.masses"))?).map_err(|e| e.to_string())
     };
-    let mut coefficients = f64s("prior")?;
-    let intercept = coefficients.pop().ok_or("an empty prior")?;
+    let intercept = f64s("prior.intercept")?.pop().ok_or("an empty prior")?;
     let model = TransportModel {
         safe: set("safe")?,
         harm: set("harm")?,
         safe_potential: f64s("safe.potential")?,
         harm_potential: f64s("harm.potential")?,
-        prior: Prior { coefficients, intercept, strength: card.prior },
+        prior: Prior { safe: f64s("safe.prior")?, harm: f64s("harm.prior")?, intercept, strength: card.prior },
         epsilon: card.epsilon,
         push: card.push,
         tau: card.tau,
@@ -226,7 +225,7 @@ mod tests {
             harm,
             safe_potential: vec![0.1, -0.03],
             harm_potential: vec![0.0],
-            prior: Prior { coefficients: vec![1.5, -0.5], intercept: 0.2, strength: 0.05 },
+            prior: Prior { safe: vec![1.5, -0.5], harm: vec![0.7], intercept: 0.2, strength: 0.05 },
             epsilon: 0.03,
             push: 1.0,
             tau: 0.1,

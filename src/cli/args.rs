@@ -53,9 +53,12 @@ pub(super) enum Command {
         /// Folder or URL to write.
         #[arg(long)]
         to: String,
-        /// Dimensions of the vectors.
+        /// Principal components kept.
         #[arg(long, default_value_t = crate::embed::DEFAULT_DISTILL_DIMS)]
         dims: usize,
+        /// Dimensions beside them that say which tokens a text has, whatever they mean; 0 for none.
+        #[arg(long, default_value_t = crate::embed::DEFAULT_LEXICAL_DIMS)]
+        lexical_dims: usize,
     },
 }
 

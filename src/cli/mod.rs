@@ -83,12 +83,12 @@ async fn dispatch(arguments: Arguments, threads: usize) -> Result<u8> {
                 written => written.map(|_| 0),
             }
         }
-        Command::Distill { from, to, dims } => {
+        Command::Distill { from, to, dims, lexical_dims } => {
             let stores = Stores::new(".");
             let files = read_model_folder(&from, &stores).await?;
             let target = stores.open(&to)?;
             let progress = Display::new();
-            let options = DistillOptions::default().with_dims(dims);
+            let options = DistillOptions::default().with_dims(dims).with_lexical_dims(lexical_dims);
             let made = tokio::task::spawn_blocking(move || {
                 let mut begun = false;
                 let made = distill(&from, &files, &options, &mut |done, total| {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `folder` | a model folder: which layout, which files, fingerprint |
 //! | `static_table` | the static encoder: a mean of token rows (model2vec layout, and the built-in table) |
+//! | `lexical` | token ids to a vector of the words themselves |
 //! | `bert` | the transformer encoder (sentence-transformers layout) on `transformer` |
 //! | `tokens`, `wordpiece` | text to token ids: the library's ids, found faster |
 //! | `distill` | a static table made from a transformer |
@@ -19,6 +20,7 @@ mod bert;
 mod column;
 mod distill;
 mod folder;
+mod lexical;
 mod product;
 mod static_table;
 mod tensors;
@@ -38,7 +40,7 @@ use ndarray::Array2;
 use crate::error::Result;
 
 pub use column::{texts, vectors};
-pub use distill::{DEFAULT_DISTILL_DIMS, DEFAULT_FREQUENCY_SMOOTHING, DistillOptions, distill};
+pub use distill::{DEFAULT_DISTILL_DIMS, DEFAULT_LEXICAL_DIMS, DEFAULT_FREQUENCY_SMOOTHING, DistillOptions, distill};
 pub use folder::{load, needed_file};
 pub use views::{RowVectors, embed_views};
 
@@ -66,7 +68,7 @@ pub trait Encoder: Send + Sync + Debug {
 /// Where the built-in table is said to be, in errors.
 const BUILTIN: &str = "builtin";
 
-/// The table shipped inside the crate: 30,522 WordPiece tokens × 256 dimensions, int8, distilled from all-MiniLM-L6-v2
+/// The table shipped inside the crate: 30,522 WordPiece tokens × 128 dimensions, int8, distilled from all-MiniLM-L6-v2
 /// (Apache-2.0; `src/embed/builtin/README.md` has the derivation). It reads whole texts, however long. Parsed once a process and shared.
 ///
 /// # Errors

@@ -143,7 +143,7 @@ mod tests {
             harm: set,
             safe_potential: vec![0.0],
             harm_potential: vec![0.0],
-            prior: Prior::none(2),
+            prior: Prior::none(2, 1),
             epsilon: 0.1,
             push: 1.0,
             tau: 0.2,

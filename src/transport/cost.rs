@@ -70,11 +70,16 @@ pub(super) struct PackedReferences {
 
 impl PackedReferences {
     pub(super) fn new(set: &ReferenceSet) -> Self {
-        let padded = padded_len(set.len());
-        let mut vectors = Vec::with_capacity(padded * set.dims());
+        let mut vectors = Vec::with_capacity(padded_len(set.len()) * set.dims());
         set.vectors().outer_iter().for_each(|row| vectors.extend(row.iter().copied()));
-        vectors.resize(padded * set.dims(), 0.0);
-        Self { vectors, padded, dims: set.dims() }
+        Self::from_rows(vectors, set.dims())
+    }
+
+    /// Rows of any vectors, row-major.
+    pub(super) fn from_rows(mut vectors: Vec<f32>, dims: usize) -> Self {
+        let padded = padded_len(vectors.len().checked_div(dims).unwrap_or(0));
+        vectors.resize(padded * dims, 0.0);
+        Self { vectors, padded, dims }
     }
 
     /// Length of one row of a tile.

@@ -26,11 +26,12 @@ use super::convergence::{CERTIFICATE_ROUNDING, Criterion, Ending, Measured, Verd
 use super::cost::{PackedReferences, check_rows, mean_cost};
 use super::dual::{centre, damping};
 use super::model::TransportModel;
-use super::options::{AUTO_EPSILON_PER_COST, AUTO_PRIOR_PER_COST, Auto, HELD_OUT_MIN_SAMPLE, MAX_EPSILON, MIN_EPSILON, TransportOptions};
-use super::prior::Prior;
+use super::options::{AUTO_EPSILON_PER_COST, AUTO_PRIOR_PER_COST, Auto, HELD_OUT_MIN_SAMPLE, TransportOptions};
+use super::prior::{PRIOR_INVERSE_PENALTY, Prior, prior_terms};
 use super::references::ReferenceSet;
 use super::report::{Fit, FitProgress, FitReport, Residuals, TransportCosts};
-use super::sample::{SampleTiles, pack, prior_terms};
+use super::sample::{SampleTiles, pack};
+use super::select::{Selection, epsilon_of, select};
 use super::solver::{Iterate, Problem, Solved};
 use crate::error::{Error, Result};
 
@@ -55,9 +56,11 @@ pub fn fit(
 ) -> Result<Fit> {
     options.validate()?;
     check_inputs(sample, safe, harm, warm)?;
-    let resolved = resolve(options, sample, safe, harm);
-    let fitting = Fitting { sample, safe, harm, options, resolved, packed: pack(safe, harm) };
     let (mut order, held_out_order) = split(sample.nrows(), options);
+    let resolved = resolve(options, sample, &order, safe, harm)?;
+    let packed = pack(safe, harm);
+    let prior_terms = prior_terms(sample, &resolved.prior, (&packed.0, &packed.1))?;
+    let fitting = Fitting { sample, safe, harm, options, resolved, packed, prior_terms };
     let start = warm.map_or(Start::Cold, |(safe, harm)| Start::Warm(safe, harm));
     let mut solution = fitting.solve(&order, start, held_out_order.is_empty(), progress)?;
     let held_out = fitting.held_out(&held_out_order, &solution.solved)?;
@@ -79,22 +82,38 @@ struct Resolved {
     prior: Prior,
     /// Mean cost between sample and references.
     mean_cost: f64,
+    /// What cross-validation chose, where it was asked.
+    selection: Option<Selection>,
 }
 
-/// Puts numbers where the options say `auto`.
-fn resolve(options: &TransportOptions, sample: ArrayView2<'_, f32>, safe: &ReferenceSet, harm: &ReferenceSet) -> Resolved {
+/// Puts numbers where the options say `auto`. `corpus` are the rows that may be learned from.
+fn resolve(
+    options: &TransportOptions,
+    sample: ArrayView2<'_, f32>,
+    corpus: &[usize],
+    safe: &ReferenceSet,
+    harm: &ReferenceSet,
+) -> Result<Resolved> {
     let mean_cost = mean_cost(sample, safe, harm);
+    let selection = select(options, mean_cost, sample, corpus, safe, harm)?;
+    let (epsilon_per_cost, prior_per_cost, inverse_penalty) =
+        selection.map_or((AUTO_EPSILON_PER_COST, AUTO_PRIOR_PER_COST, PRIOR_INVERSE_PENALTY), |chosen| {
+            (chosen.epsilon_per_cost, chosen.prior_per_cost, chosen.inverse_penalty)
+        });
     let epsilon = match options.epsilon {
-        Auto::Auto => (AUTO_EPSILON_PER_COST * mean_cost).clamp(MIN_EPSILON, MAX_EPSILON),
+        Auto::Auto => epsilon_of(epsilon_per_cost, mean_cost),
         Auto::Fixed(value) => value,
     };
     let strength = match options.prior {
-        Auto::Auto => (AUTO_PRIOR_PER_COST * mean_cost).max(0.0),
+        Auto::Auto => (prior_per_cost * mean_cost).max(0.0),
         Auto::Fixed(value) => value,
     };
     // A prior that counts for nothing isn't worth a regression.
-    let prior = if strength == 0.0 { Prior::none(safe.dims()) } else { Prior::fit(safe, harm, strength) };
-    Resolved { epsilon, prior, mean_cost }
+    let prior = match strength {
+        0.0 => Prior::none(safe.len(), harm.len()),
+        _ => Prior::fit(safe, harm, (sample, corpus), inverse_penalty, strength)?,
+    };
+    Ok(Resolved { epsilon, prior, mean_cost, selection })
 }
 
 /// Where a solution starts.
@@ -140,6 +159,8 @@ struct Fitting<'a> {
     options: &'a TransportOptions,
     resolved: Resolved,
     packed: (PackedReferences, PackedReferences),
+    /// `β · h` of every row of the sample.
+    prior_terms: Vec<f64>,
 }
 
 impl Fitting<'_> {
@@ -151,7 +172,7 @@ impl Fitting<'_> {
             options: self.options,
             epsilon: self.resolved.epsilon,
             kappa: damping(self.options.slack, self.resolved.epsilon),
-            prior_terms: prior_terms(self.sample, order, &self.resolved.prior),
+            prior_terms: order.iter().map(|row| self.prior_terms[*row]).collect(),
         }
     }
 
@@ -213,7 +234,7 @@ impl Fitting<'_> {
         let Solution { solved, history, costs } = solution;
         let rows = self.sample.nrows();
         let log_z = solved.pass.log_mass - (rows as f64).ln();
-        let Resolved { epsilon, prior, mean_cost } = self.resolved;
+        let Resolved { epsilon, prior, mean_cost, selection } = self.resolved;
         let model = TransportModel::try_new(TransportModel {
             safe: self.safe.clone(),
             harm: self.harm.clone(),
@@ -252,6 +273,7 @@ impl Fitting<'_> {
             ess: solved.measured.ess,
             mean_weight: (solved.pass.log_mass - log_z).exp() / rows as f64,
             mean_cost,
+            selection,
             transport_cost: costs,
             certificate,
         };

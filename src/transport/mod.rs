@@ -27,6 +27,8 @@
 //! | `cost` | tiles of cosine similarities |
 //! | `potential` | the soft c-transform of a row |
 //! | `prior` | the learned prior h |
+//! | `kernel` | its kernel, and features that multiply to it |
+//! | `regression` | logistic regression on features |
 //! | `dual` | steps of the dual potentials |
 //! | `acceleration` | mixing of those steps |
 //! | `temperature` | τ from an effective sample size |
@@ -36,6 +38,7 @@
 //! | `oscillation` | steps that turn back on themselves |
 //! | `stability` | the second-order condition of the push side |
 //! | `convergence` | the verdict on a solution |
+//! | `select` | ε, β and the penalty that cross-validation on the references chooses |
 //! | `options`, `fit`, `report` | what a fit is told, does, and says |
 //! | `observed` | what weighed rows say about the model |
 //! | `certificate` | the optimality conditions of a finished fit |
@@ -60,6 +63,7 @@ mod convergence;
 mod cost;
 mod dual;
 mod fit;
+mod kernel;
 mod model;
 #[cfg(test)]
 mod naive;
@@ -69,8 +73,10 @@ mod oscillation;
 mod potential;
 mod prior;
 mod references;
+mod regression;
 mod report;
 mod sample;
+mod select;
 mod solver;
 mod stability;
 mod temperature;
@@ -88,8 +94,9 @@ pub use options::{
     DEFAULT_HELD_OUT, DEFAULT_MAX_STEPS, DEFAULT_MINIBATCH_ROWS, DEFAULT_PUSH, DEFAULT_THRESHOLD, HELD_OUT_MIN_SAMPLE, MAX_EPSILON,
     MIN_EPSILON, Temperature, TransportOptions,
 };
-pub use prior::{PRIOR_INVERSE_PENALTY, Prior};
+pub use prior::{PRIOR_CORPUS_ROWS, PRIOR_CORPUS_SHARE, PRIOR_INVERSE_PENALTY, PRIOR_LANDMARKS, Prior};
 pub use references::ReferenceSet;
 pub use report::{BeforeAfter, Fit, FitPhase, FitProgress, FitReport, Residuals, TransportCosts};
 pub use stability::STABILITY_ROWS;
+pub use select::{SELECT_MIN_REFERENCES, Selection};
 pub use weight::RowWeight;

@@ -70,9 +70,11 @@ impl TransportModel {
             check(name, potential.len() == set.len(), format!("has {} values for {} references", potential.len(), set.len()))?;
             check(name, potential.iter().all(|g| g.is_finite()), "must be finite".into())?;
         }
-        let Prior { coefficients, intercept, strength } = &self.prior;
-        check("prior", coefficients.len() == safe, format!("has {} coefficients for {safe} dimensions", coefficients.len()))?;
-        let finite = coefficients.iter().all(|c| c.is_finite()) && intercept.is_finite();
+        let Prior { safe: safe_coefficients, harm: harm_coefficients, intercept, strength } = &self.prior;
+        let (near, far) = (safe_coefficients.len(), harm_coefficients.len());
+        let fits = near == self.safe.len() && far == self.harm.len();
+        check("prior", fits, format!("has {near} and {far} coefficients for {} and {} references", self.safe.len(), self.harm.len()))?;
+        let finite = safe_coefficients.iter().chain(harm_coefficients).all(|c| c.is_finite()) && intercept.is_finite();
         check("prior", finite && strength.is_finite() && *strength >= 0.0, "must be finite, its strength at least 0".into())?;
         let fine = (MIN_EPSILON..=MAX_EPSILON).contains(&self.epsilon);
         check("epsilon", fine, format!("must be in [{MIN_EPSILON}, {MAX_EPSILON}], found {}", self.epsilon))?;
@@ -212,14 +214,14 @@ impl Weigher<'_> {
         self.packed_harm.similarities(&scratch.rows, &mut scratch.harm)?;
         let mut weights = Vec::with_capacity(span.len());
         let (mut nears, mut fars) = (Vec::new(), Vec::new());
-        for (place, row) in span.enumerate() {
+        for place in 0..span.len() {
             let safe = &scratch.safe[place * safe_width..(place + 1) * safe_width];
             let harm = &scratch.harm[place * harm_width..(place + 1) * harm_width];
             // Without observation one line of exponentials is enough, each row overwrites the last.
             let line = if observe { place } else { 0 };
             let near = self.safe.transform(safe, &mut scratch.safe_exponentials[line * safe_width..(line + 1) * safe_width]);
             let far = self.harm.transform(harm, &mut scratch.harm_exponentials[line * harm_width..(line + 1) * harm_width]);
-            let prior = model.prior.term(rows.row(row));
+            let prior = model.prior.term(safe, harm);
             weights.push(RowWeight {
                 weight: density_ratio(score(near.value, far.value, model.push, prior), model.tau, model.log_z),
                 pull: near.value as f32,

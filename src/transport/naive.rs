@@ -155,3 +155,9 @@ pub(super) fn potential(len: usize, size: f64, seed: u64) -> Vec<f64> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..len).map(|_| size * (2.0 * rng.random::<f64>() - 1.0)).collect()
 }
+
+/// `h` of a row from its costs, by the formula in `prior`.
+pub(super) fn prior_h(prior: &super::prior::Prior, safe_cost: &[f64], harm_cost: &[f64]) -> f64 {
+    let part = |coefficients: &[f64], cost: &[f64]| coefficients.iter().zip(cost).map(|(a, c)| a * (1.0 - c / 2.0).powi(4)).sum::<f64>();
+    (0.5 * (prior.intercept + part(&prior.safe, safe_cost) + part(&prior.harm, harm_cost))).tanh()
+}

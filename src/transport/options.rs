@@ -25,16 +25,18 @@ pub const DEFAULT_COST_CACHE_BYTES: usize = 1 << 30;
 pub const MIN_EPSILON: f64 = 1e-4;
 /// Largest ε: costs lie in `[0, 2]`, so anything near this already averages over all references alike.
 pub const MAX_EPSILON: f64 = 100.0;
-/// `epsilon = auto` is this times the mean cost: sharp enough to tell neighbours apart, smooth enough to converge.
-pub const AUTO_EPSILON_PER_COST: f64 = 0.05;
-/// `prior = auto` is this times the mean cost, the value that did best over several embeddings.
-pub const AUTO_PRIOR_PER_COST: f64 = 0.15;
+/// `epsilon = auto` is this times the mean cost where cross-validation finds nothing better: sharp enough to tell neighbours
+/// apart, smooth enough to converge.
+pub const AUTO_EPSILON_PER_COST: f64 = 0.04;
+/// `prior = auto` is this times the mean cost where cross-validation finds nothing better: the value that did best over several
+/// corpora and embeddings.
+pub const AUTO_PRIOR_PER_COST: f64 = 0.4;
 
 /// A number, or the rule that derives it from the sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Auto {
-    /// Derived from the mean cost between sample and references (see each option).
+    /// Chosen by cross-validation on the references, in units of the mean cost between them and the sample (see each option).
     #[default]
     Auto,
     /// This number.
@@ -62,12 +64,14 @@ impl Default for Temperature {
 #[serde(default, deny_unknown_fields)]
 pub struct TransportOptions {
     /// ε, entropic smoothing of both transport problems (POT calls it `reg`), in
-    /// `[`[`MIN_EPSILON`]`, `[`MAX_EPSILON`]`]`. Auto: [`AUTO_EPSILON_PER_COST`] × the mean cost, at least [`MIN_EPSILON`]. The
+    /// `[`[`MIN_EPSILON`]`, `[`MAX_EPSILON`]`]`. Auto: chosen by cross-validation on the
+    /// references, else [`AUTO_EPSILON_PER_COST`] × the mean cost, at least [`MIN_EPSILON`]. The
     /// mean cost is over all rows of the sample, references weighted by mass, then the plain mean of both sets.
     pub epsilon: Auto,
     /// λ ≥ 0, how much the push away from the harmful references counts. Default [`DEFAULT_PUSH`].
     pub push: f64,
-    /// β ≥ 0, how much the learned prior counts. Auto: [`AUTO_PRIOR_PER_COST`] × the mean cost. 0 is the published objective.
+    /// β ≥ 0, how much the learned prior counts. Auto: chosen by
+    /// cross-validation on the references, else [`AUTO_PRIOR_PER_COST`] × the mean cost. 0 is the published objective.
     pub prior: Auto,
     /// τ, or the effective sample size that decides it. Default: an effective size of half the sample.
     pub temperature: Temperature,

@@ -141,6 +141,23 @@ widest! {
     }
 }
 
+widest! {
+    /// `Σ_k coefficient_k · value_k` in f64. Both have the same length.
+    fn dot(coefficients: &[f64], values: &[f32]) -> f64 {
+        let mut lanes = [0.0f64; LANES];
+        let (heads, tails) = (coefficients.chunks_exact(LANES), values.chunks_exact(LANES));
+        let rest: f64 = heads.remainder().iter().zip(tails.remainder()).map(|(a, v)| a * f64::from(*v)).sum();
+        for (a, v) in heads.zip(tails) {
+            for k in 0..LANES {
+                lanes[k] += a[k] * f64::from(v[k]);
+            }
+        }
+        lanes.iter().sum::<f64>() + rest
+    }
+}
+
+pub(super) use widest;
+
 /// `exp(t)` for `t ≤ 0` within 2 units in the last place, cut at e^−87. Range reduction by ln 2 in two parts and the
 /// single-precision minimax polynomial of the Cephes library.
 #[inline(always)]

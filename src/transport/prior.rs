@@ -1,40 +1,56 @@
-//! In: safe and harmful reference vectors. Out: a [`Prior`], `h(x) = tanh(z/2) ∈ (−1, 1)` with `z` the logit of an L2
-//! logistic regression "harmful against safe" on those vectors.
-//!
-//! The regression is scikit-learn's `LogisticRegression(C=10, class_weight="balanced")`:
+//! In: safe and harmful reference vectors, and rows of the corpus itself. Out: a [`Prior`], `h(x) = tanh(z/2) ∈ (−1, 1)` with `z` the
+//! logit of a kernel logistic regression "like the harmful references" against "like the safe references or the corpus":
 //!
 //! ```text
-//! min over (a, b)   ½‖a‖² + C Σ_i s_i log(1 + exp(−y_i (⟨a, x_i⟩ + b)))       y = +1 harmful, −1 safe; b is not penalised
-//! s_i = n · mass_i / 2                                                          = n / (2 n_class) for equal masses: "balanced"
+//! z(x) = b + Σ_l α_l k(x, y_l)        k(x, y) = ((1 + ⟨x, y⟩)/2)⁴        y_l: landmarks among the references
+//! min over (α, b)   ½ αᵀKα + C Σ_i s_i log(1 + exp(−y_i z(x_i)))         y = +1 harmful, −1 otherwise; b is not penalised
+//! s_i = n · mass_i / 2              for a harmful reference              n: number of references
+//!     = (1 − κ) · n · mass_i / 2    for a safe one                       κ: [`PRIOR_CORPUS_SHARE`]
+//!     = κ · n / (2 m)               for each of m rows of the corpus
 //! ```
 //!
-//! One solver for every shape: Newton's method whose linear systems are solved by conjugate gradients (truncated Newton), with
-//! a backtracking line search. It never forms the d × d Hessian, so 8,192 dimensions cost no more memory than 64, and the
-//! objective is strictly convex in `a`, so there is one answer. Deterministic: sums run in a fixed order.
+//! Both classes count alike. Half of the other class is the corpus, unlabelled: a classifier of positive against unlabelled rows
+//! ranks like one of positive against negative rows (Elkan and Noto 2008), and the corpus shows what the safe references leave out. A harmful
+//! row of the corpus pulls its own logit down, but not below that of the rows around it.
+//!
+//! A row's logit needs nothing but its similarities to the references, which its potentials need anyhow. See `kernel` for how
+//! landmarks are chosen and `regression` for the solver. Memory of a fit: `(references + corpus rows) × landmarks × 8` bytes.
 
-use ndarray::ArrayView1;
+use ndarray::ArrayView2;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::cost::{PackedReferences, TILE_ROWS, fill_tile};
+use super::kernel::{KernelFeatures, kernel_sum};
 use super::references::ReferenceSet;
+use super::regression::Regression;
+use crate::error::Result;
 
-/// Inverse strength of the L2 penalty, scikit-learn's `C`. 10 rather than its default 1: unit vectors have small coordinates,
-/// and a penalty made for standardised features would flatten the logit.
-pub const PRIOR_INVERSE_PENALTY: f64 = 10.0;
+/// Inverse strength of the L2 penalty, scikit-learn's `C`. Of 10, 30, 100 and 300 the one that did best where references were
+/// few as well as where they were many.
+pub const PRIOR_INVERSE_PENALTY: f64 = 30.0;
+/// Share of the corpus in the class that isn't harmful; the safe references are the rest.
+pub const PRIOR_CORPUS_SHARE: f64 = 0.5;
+/// Rows of the corpus in the regression, at most. A thousand did nearly as well as four thousand.
+pub const PRIOR_CORPUS_ROWS: usize = 2048;
+/// Landmarks at most.
+pub const PRIOR_LANDMARKS: usize = 1024;
 
-/// Newton steps at most. Five to ten are usual.
-const NEWTON_STEPS: usize = 100;
-/// Gradient norm, relative to the first, at which the fit stops.
-const GRADIENT_TOLERANCE: f64 = 1e-9;
-/// References summed at a time. Fixed, so that a sum doesn't depend on the number of threads.
-const SUM_ROWS: usize = 256;
+/// References that may become landmarks, at most, of both sides together; more are thinned evenly.
+const CANDIDATES: usize = 4096;
+/// A candidate with less of its kernel unexplained than this is no landmark: below it lies the rounding of f32 similarities.
+const TOLERANCE: f64 = 1e-4;
+/// Gradient norm, relative to that at 0, at which the regression stops: far below what moves a weight.
+const GRADIENT_TOLERANCE: f64 = 1e-5;
 
 /// How likely a row is to be harmful before the geometry speaks, and how much that counts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prior {
-    /// One coefficient a dimension of the vectors.
-    pub coefficients: Vec<f64>,
-    /// The logit of a zero vector.
+    /// `α`, one coefficient a safe reference, 0 for those that are no landmark.
+    pub safe: Vec<f64>,
+    /// The same for the harmful references.
+    pub harm: Vec<f64>,
+    /// `b`.
     pub intercept: f64,
     /// β ≥ 0, in units of the cost: the score gains `β · h(x)`. 0 switches the prior off.
     pub strength: f64,
@@ -43,209 +59,233 @@ pub struct Prior {
 impl Prior {
     /// The prior that says nothing: β = 0, every coefficient 0.
     #[must_use]
-    pub fn none(dims: usize) -> Self {
-        Self { coefficients: vec![0.0; dims], intercept: 0.0, strength: 0.0 }
+    pub fn none(safe: usize, harm: usize) -> Self {
+        Self { safe: vec![0.0; safe], harm: vec![0.0; harm], intercept: 0.0, strength: 0.0 }
     }
 
-    /// Fits the regression on both reference sets, harmful as class 1.
+    /// Fits the regression on both reference sets and the rows of the sample at these places (the first [`PRIOR_CORPUS_ROWS`] of
+    /// them); without any, the safe references are the whole other class. `inverse_penalty` is C, `strength` β.
+    ///
+    /// # Errors
+    /// [`Error::Internal`](crate::error::Error::Internal) where the dimensions differ.
+    pub fn fit(
+        safe: &ReferenceSet,
+        harm: &ReferenceSet,
+        (sample, corpus): (ArrayView2<'_, f32>, &[usize]),
+        inverse_penalty: f64,
+        strength: f64,
+    ) -> Result<Self> {
+        let problem = PriorProblem::try_new(safe, harm, sample, &corpus[..corpus.len().min(PRIOR_CORPUS_ROWS)], PRIOR_LANDMARKS)?;
+        Ok(problem.solve(inverse_penalty, strength))
+    }
+
+    /// The logit `z` of a row, from its cosine similarities to all references of both sides, in their order (padding may follow).
     #[must_use]
-    pub fn fit(safe: &ReferenceSet, harm: &ReferenceSet, strength: f64) -> Self {
-        let (coefficients, intercept) = Regression::new(safe, harm).solve();
-        Self { coefficients, intercept, strength }
+    pub fn logit(&self, safe_similarities: &[f32], harm_similarities: &[f32]) -> f64 {
+        self.intercept + kernel_sum(&self.safe, safe_similarities) + kernel_sum(&self.harm, harm_similarities)
     }
 
     /// `h(x) = tanh(z/2) = 2·P(harmful | x) − 1`, in `[−1, 1]`.
     #[must_use]
-    pub fn h(&self, row: ArrayView1<'_, f32>) -> f64 {
-        let logit: f64 = self.coefficients.iter().zip(row).map(|(a, x)| a * f64::from(*x)).sum();
-        (0.5 * (logit + self.intercept)).tanh()
+    pub fn h(&self, safe_similarities: &[f32], harm_similarities: &[f32]) -> f64 {
+        (0.5 * self.logit(safe_similarities, harm_similarities)).tanh()
     }
 
     /// `β · h(x)`, exactly 0 where the prior is off.
-    pub(super) fn term(&self, row: ArrayView1<'_, f32>) -> f64 {
-        if self.strength == 0.0 { 0.0 } else { self.strength * self.h(row) }
+    pub(super) fn term(&self, safe_similarities: &[f32], harm_similarities: &[f32]) -> f64 {
+        if self.strength == 0.0 { 0.0 } else { self.strength * self.h(safe_similarities, harm_similarities) }
     }
 }
 
-/// The regression's data. A parameter vector is the coefficients and then the intercept.
-struct Regression<'a> {
-    rows: Vec<&'a [f32]>,
-    /// −1 safe, +1 harmful.
+/// The regression's data for one pair of reference sets and one part of the corpus.
+pub(super) struct PriorProblem {
+    features: KernelFeatures,
+    /// The candidates as references: side (harm is true) and index.
+    candidates: Vec<(bool, usize)>,
     labels: Vec<f64>,
-    /// `C · s_i`.
-    loss_scale: Vec<f64>,
-    dims: usize,
+    /// `s_i`.
+    shares: Vec<f64>,
+    lengths: (usize, usize),
 }
 
-impl<'a> Regression<'a> {
-    fn new(safe: &'a ReferenceSet, harm: &'a ReferenceSet) -> Self {
-        let count = (safe.len() + harm.len()) as f64;
-        let mut data = Self { rows: Vec::new(), labels: Vec::new(), loss_scale: Vec::new(), dims: safe.dims() };
-        for (set, label) in [(safe, -1.0), (harm, 1.0)] {
-            // A reference set keeps its vectors in row-major order, so every row is a slice.
-            data.rows.extend(set.rows());
-            data.labels.extend(std::iter::repeat_n(label, set.len()));
-            data.loss_scale.extend(set.masses().iter().map(|m| PRIOR_INVERSE_PENALTY * 0.5 * count * m));
+impl PriorProblem {
+    pub(super) fn try_new(
+        safe: &ReferenceSet,
+        harm: &ReferenceSet,
+        sample: ArrayView2<'_, f32>,
+        corpus: &[usize],
+        landmarks: usize,
+    ) -> Result<Self> {
+        let dims = safe.dims();
+        // Candidates come first, as the factorisation wants them, then the other references, then the corpus.
+        let count = CANDIDATES.min(safe.len() + harm.len());
+        let of_safe = count.saturating_sub(harm.len()).max(count / 2).min(safe.len());
+        let thinned = |len: usize, keep: usize| (0..keep).map(move |i| i * len / keep.max(1)).collect::<Vec<_>>();
+        let (safe_kept, harm_kept) = (thinned(safe.len(), of_safe), thinned(harm.len(), count - of_safe));
+        let candidates: Vec<(bool, usize)> =
+            safe_kept.iter().map(|i| (false, *i)).chain(harm_kept.iter().map(|i| (true, *i))).collect();
+        let others = |len: usize, kept: &[usize]| (0..len).filter(|i| kept.binary_search(i).is_err()).collect::<Vec<_>>();
+        let rest = others(safe.len(), &safe_kept).into_iter().map(|i| (false, i));
+        let references: Vec<(bool, usize)> =
+            candidates.iter().copied().chain(rest).chain(others(harm.len(), &harm_kept).into_iter().map(|i| (true, i))).collect();
+        let (safe_rows, harm_rows): (Vec<&[f32]>, Vec<&[f32]>) = (safe.rows().collect(), harm.rows().collect());
+        let vector = |&(harmful, index): &(bool, usize)| if harmful { harm_rows[index] } else { safe_rows[index] };
+        let mut vectors: Vec<f32> = Vec::with_capacity((references.len() + corpus.len()) * dims);
+        references.iter().for_each(|reference| vectors.extend(vector(reference)));
+        for &index in corpus {
+            vectors.extend(sample.row(index));
         }
-        data
-    }
+        let rows = references.len() + corpus.len();
+        let squared_norms: Vec<f32> =
+            if dims == 0 { vec![0.0; rows] } else { vectors.chunks_exact(dims).map(|row| row.iter().map(|v| v * v).sum()).collect() };
+        let packed = PackedReferences::from_rows(vectors, dims);
+        let candidate_rows: Vec<&[f32]> = candidates.iter().map(vector).collect();
+        let similarities = similarities_to_rows(&packed, &candidate_rows, dims)?;
+        let lines: Vec<&[f32]> = similarities.chunks_exact(packed.padded()).take(candidates.len()).map(|line| &line[..rows]).collect();
+        let features = KernelFeatures::factor(&lines, &squared_norms, landmarks, TOLERANCE);
 
-    fn logits(&self, parameters: &[f64]) -> Vec<f64> {
-        let (coefficients, intercept) = parameters.split_at(self.dims);
-        self.rows.par_iter().map(|row| dot(coefficients, row) + intercept[0]).collect()
-    }
-
-    /// `Σ_i factor_i (x_i, 1)`.
-    fn combine(&self, factors: &[f64]) -> Vec<f64> {
-        let parts: Vec<Vec<f64>> = self
-            .rows
-            .par_chunks(SUM_ROWS)
-            .zip(factors.par_chunks(SUM_ROWS))
-            .map(|(rows, factors)| {
-                let mut sum = vec![0.0; self.dims + 1];
-                for (row, factor) in rows.iter().zip(factors) {
-                    sum.iter_mut().zip(row.iter()).for_each(|(s, v)| *s += factor * f64::from(*v));
-                    sum[self.dims] += factor;
-                }
-                sum
-            })
-            .collect();
-        parts.into_iter().fold(vec![0.0; self.dims + 1], |mut total, part| {
-            total.iter_mut().zip(part).for_each(|(t, p)| *t += p);
-            total
+        let half = 0.5 * references.len() as f64;
+        let corpus_share = if corpus.is_empty() { 0.0 } else { PRIOR_CORPUS_SHARE };
+        let share = |&(harmful, index): &(bool, usize)| {
+            if harmful { half * harm.masses()[index] } else { (1.0 - corpus_share) * half * safe.masses()[index] }
+        };
+        let of_corpus = std::iter::repeat_n(corpus_share * half / corpus.len().max(1) as f64, corpus.len());
+        Ok(Self {
+            features,
+            candidates,
+            labels: references.iter().map(|(harmful, _)| if *harmful { 1.0 } else { -1.0 }).chain(corpus.iter().map(|_| -1.0)).collect(),
+            shares: references.iter().map(share).chain(of_corpus).collect(),
+            lengths: (safe.len(), harm.len()),
         })
     }
 
-    fn objective(&self, parameters: &[f64], logits: &[f64]) -> f64 {
-        let penalty: f64 = parameters[..self.dims].iter().map(|a| a * a).sum();
-        let loss = |margin: f64| if margin > 0.0 { (-margin).exp().ln_1p() } else { margin.exp().ln_1p() - margin };
-        let data: f64 = self.labels.iter().zip(logits).zip(&self.loss_scale).map(|((y, z), c)| c * loss(y * z)).sum();
-        0.5 * penalty + data
-    }
-
-    fn gradient(&self, parameters: &[f64], logits: &[f64]) -> Vec<f64> {
-        let factors: Vec<f64> = self.labels.iter().zip(logits).zip(&self.loss_scale).map(|((y, z), c)| -c * y * sigmoid(-y * z)).collect();
-        let mut gradient = self.combine(&factors);
-        gradient.iter_mut().zip(&parameters[..self.dims]).for_each(|(g, a)| *g += a);
-        gradient
-    }
-
-    /// Conjugate gradients on `Hessian · step = −gradient`, stopped where more digits would not help this Newton step.
-    fn newton_step(&self, logits: &[f64], gradient: &[f64]) -> Vec<f64> {
-        let curvature: Vec<f64> = logits.iter().zip(&self.loss_scale).map(|(z, c)| c * sigmoid(*z) * sigmoid(-z)).collect();
-        // The intercept has no penalty; this keeps its curvature positive where every probability has saturated.
-        let ridge = 1e-10 * self.loss_scale.iter().sum::<f64>();
-        let hessian = |v: &[f64]| {
-            let factors: Vec<f64> = self.logits(v).iter().zip(&curvature).map(|(z, c)| z * c).collect();
-            let mut product = self.combine(&factors);
-            product.iter_mut().zip(&v[..self.dims]).for_each(|(p, a)| *p += a);
-            product[self.dims] += ridge * v[self.dims];
-            product
+    /// The prior with this inverse penalty `C` and strength β.
+    pub(super) fn solve(&self, inverse_penalty: f64, strength: f64) -> Prior {
+        let regression = Regression {
+            features: &self.features.features,
+            width: self.features.rank,
+            labels: self.labels.clone(),
+            loss_scale: self.shares.iter().map(|s| inverse_penalty * s).collect(),
         };
-        let size = norm(gradient);
-        let enough = size * size.sqrt().clamp(1e-10, 0.1).min(0.1);
-        let mut step = vec![0.0; gradient.len()];
-        let mut residual: Vec<f64> = gradient.iter().map(|g| -g).collect();
-        let mut direction = residual.clone();
-        let mut energy: f64 = residual.iter().map(|r| r * r).sum();
-        for _ in 0..(2 * gradient.len()).clamp(20, 500) {
-            if energy.sqrt() <= enough {
-                break;
-            }
-            let product = hessian(&direction);
-            let alpha = energy / direction.iter().zip(&product).map(|(a, b)| a * b).sum::<f64>();
-            step.iter_mut().zip(&direction).for_each(|(s, d)| *s += alpha * d);
-            residual.iter_mut().zip(&product).for_each(|(r, p)| *r -= alpha * p);
-            let next: f64 = residual.iter().map(|r| r * r).sum();
-            direction.iter_mut().zip(&residual).for_each(|(d, r)| *d = r + next / energy * *d);
-            energy = next;
+        let mut beta = regression.solve(None, GRADIENT_TOLERANCE);
+        let intercept = beta.pop().unwrap_or(0.0);
+        let mut prior = Prior { intercept, strength, ..Prior::none(self.lengths.0, self.lengths.1) };
+        for (landmark, alpha) in self.features.landmarks.iter().zip(self.features.landmark_coefficients(&beta)) {
+            let (harmful, index) = self.candidates[*landmark];
+            if harmful { prior.harm[index] = alpha } else { prior.safe[index] = alpha }
         }
-        step
-    }
-
-    fn solve(&self) -> (Vec<f64>, f64) {
-        let mut parameters = vec![0.0; self.dims + 1];
-        let mut logits = self.logits(&parameters);
-        let mut objective = self.objective(&parameters, &logits);
-        let mut first = None;
-        for _ in 0..NEWTON_STEPS {
-            let gradient = self.gradient(&parameters, &logits);
-            let size = norm(&gradient);
-            if size <= GRADIENT_TOLERANCE * *first.get_or_insert(size.max(1.0)) {
-                break;
-            }
-            let step = self.newton_step(&logits, &gradient);
-            let slope: f64 = step.iter().zip(&gradient).map(|(s, g)| s * g).sum();
-            let mut length = 1.0;
-            let improved = loop {
-                let trial: Vec<f64> = parameters.iter().zip(&step).map(|(p, s)| p + length * s).collect();
-                let trial_logits = self.logits(&trial);
-                let value = self.objective(&trial, &trial_logits);
-                if value <= objective + 1e-4 * length * slope {
-                    let improved = value < objective;
-                    (parameters, logits, objective) = (trial, trial_logits, value);
-                    break improved;
-                }
-                length *= 0.5;
-                if length < 1e-10 {
-                    break false;
-                }
-            };
-            if !improved {
-                break;
-            }
-        }
-        let intercept = parameters.pop().unwrap_or(0.0);
-        (parameters, intercept)
+        prior
     }
 }
 
-fn sigmoid(z: f64) -> f64 {
-    if z >= 0.0 { 1.0 / (1.0 + (-z).exp()) } else { z.exp() / (1.0 + z.exp()) }
+/// Similarities of the candidates to all packed rows, a line a candidate.
+fn similarities_to_rows(packed: &PackedReferences, candidates: &[&[f32]], dims: usize) -> Result<Vec<f32>> {
+    let width = packed.padded();
+    let mut out = vec![0.0f32; candidates.len().next_multiple_of(TILE_ROWS) * width];
+    out.par_chunks_mut(TILE_ROWS * width).zip(candidates.par_chunks(TILE_ROWS)).try_for_each(|(tile, candidates)| {
+        let mut rows = candidates.concat();
+        rows.resize(TILE_ROWS * dims, 0.0);
+        packed.similarities(&rows, tile)
+    })?;
+    Ok(out)
 }
 
-fn norm(vector: &[f64]) -> f64 {
-    vector.iter().map(|v| v * v).sum::<f64>().sqrt()
-}
-
-fn dot(coefficients: &[f64], row: &[f32]) -> f64 {
-    coefficients.iter().zip(row).map(|(a, x)| a * f64::from(*x)).sum()
+/// Prior terms `β · h` of every row.
+///
+/// # Errors
+/// [`Error::Internal`](crate::error::Error::Internal) where the dimensions differ.
+pub(super) fn prior_terms(
+    rows: ArrayView2<'_, f32>,
+    prior: &Prior,
+    (safe, harm): (&PackedReferences, &PackedReferences),
+) -> Result<Vec<f64>> {
+    if prior.strength == 0.0 {
+        return Ok(vec![0.0; rows.nrows()]);
+    }
+    let tiles: Vec<Vec<f64>> = (0..rows.nrows().div_ceil(TILE_ROWS))
+        .into_par_iter()
+        .map(|tile| {
+            let span = tile * TILE_ROWS..((tile + 1) * TILE_ROWS).min(rows.nrows());
+            let mut vectors = vec![0.0; TILE_ROWS * rows.ncols()];
+            let (mut near, mut far) = (vec![0.0; TILE_ROWS * safe.padded()], vec![0.0; TILE_ROWS * harm.padded()]);
+            fill_tile(rows, span.clone(), &mut vectors);
+            safe.similarities(&vectors, &mut near)?;
+            harm.similarities(&vectors, &mut far)?;
+            Ok(near.chunks_exact(safe.padded()).zip(far.chunks_exact(harm.padded())).take(span.len()).map(|(s, h)| prior.term(s, h)).collect())
+        })
+        .collect::<Result<_>>()?;
+    Ok(tiles.concat())
 }
 
 #[cfg(test)]
 mod tests {
+    use ndarray::Array2;
+
     use super::*;
     use crate::transport::naive;
 
+    fn logits(prior: &Prior, rows: &Array2<f32>, safe: &ReferenceSet, harm: &ReferenceSet) -> Vec<f64> {
+        let (near, far) = (rows.dot(&safe.vectors().t()), rows.dot(&harm.vectors().t()));
+        (0..rows.nrows()).map(|i| prior.logit(&near.row(i).to_vec(), &far.row(i).to_vec())).collect()
+    }
+
     #[test]
-    fn the_gradient_vanishes_at_the_answer() {
-        for (n, m, d) in [(20, 30, 5), (40, 10, 60), (1, 1, 3), (300, 200, 40)] {
-            let safe = ReferenceSet::uniform(naive::unit_rows(n, d, 21)).unwrap();
-            let harm = ReferenceSet::uniform(naive::unit_rows(m, d, 22)).unwrap();
-            let prior = Prior::fit(&safe, &harm, 0.1);
-            let data = Regression::new(&safe, &harm);
-            let mut parameters = prior.coefficients.clone();
-            parameters.push(prior.intercept);
-            let gradient = data.gradient(&parameters, &data.logits(&parameters));
-            assert!(norm(&gradient) < 1e-5, "{n} {m} {d}: {}", norm(&gradient));
+    fn harmful_references_score_higher_with_and_without_a_corpus() {
+        let (safe, harm) = naive::two_blobs(40, 50, 16, 23);
+        let corpus: Vec<usize> = (0..30).collect();
+        for rows in [&corpus[..], &[]] {
+            let prior = Prior::fit(&safe, &harm, (safe.vectors().view(), rows), 30.0, 1.0).unwrap();
+            let h = |set: &ReferenceSet| {
+                logits(&prior, &set.vectors().to_owned(), &safe, &harm).iter().map(|z| (z / 2.0).tanh()).sum::<f64>() / set.len() as f64
+            };
+            assert!(h(&safe) < -0.5 && h(&harm) > 0.5, "{} {}", h(&safe), h(&harm));
         }
     }
 
     #[test]
-    fn harmful_references_score_higher() {
-        let (safe, harm) = naive::two_blobs(40, 50, 16, 23);
-        let prior = Prior::fit(&safe, &harm, 1.0);
-        let mean = |set: &ReferenceSet| set.vectors().outer_iter().map(|r| prior.h(r)).sum::<f64>() / set.len() as f64;
-        assert!(mean(&safe) < -0.5 && mean(&harm) > 0.5);
+    fn the_objective_is_the_one_stated() {
+        // By plain gradient descent on the objective in the module's head, over all coefficients.
+        let safe = ReferenceSet::try_new(naive::unit_rows(9, 5, 31), naive::masses(9, 1)).unwrap();
+        let harm = ReferenceSet::try_new(naive::unit_rows(7, 5, 32), naive::masses(7, 2)).unwrap();
+        let sample = naive::unit_rows(6, 5, 33);
+        let problem = PriorProblem::try_new(&safe, &harm, sample.view(), &[1, 2, 4, 5], 100).unwrap();
+        let prior = problem.solve(2.0, 1.0);
+        let references: Vec<(Vec<f32>, f64, f64)> = safe
+            .rows()
+            .zip(safe.masses())
+            .map(|(row, q)| (row.to_vec(), -1.0, (1.0 - PRIOR_CORPUS_SHARE) * 8.0 * q))
+            .chain(harm.rows().zip(harm.masses()).map(|(row, r)| (row.to_vec(), 1.0, 8.0 * r)))
+            .collect();
+        let corpus = [1, 2, 4, 5].map(|i| (sample.row(i).to_vec(), -1.0, PRIOR_CORPUS_SHARE * 8.0 / 4.0));
+        let rows: Vec<_> = references.iter().cloned().chain(corpus).collect();
+        let k = |x: &[f32], y: &[f32]| {
+            let s: f64 = x.iter().zip(y).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            (0.5 + 0.5 * s).powi(4)
+        };
+        let alpha: Vec<f64> = prior.safe.iter().chain(&prior.harm).copied().collect();
+        let objective = |alpha: &[f64], b: f64| {
+            let z = |x: &[f32]| b + references.iter().zip(alpha).map(|((y, ..), a)| a * k(x, y)).sum::<f64>();
+            let penalty: f64 = references.iter().zip(alpha).map(|((x, ..), a)| a * (z(x) - b)).sum();
+            0.5 * penalty + rows.iter().map(|(x, y, s)| 2.0 * s * (1.0 + (-y * z(x)).exp()).ln()).sum::<f64>()
+        };
+        let best = objective(&alpha, prior.intercept);
+        for j in 0..alpha.len() {
+            for step in [-0.02, 0.02] {
+                let mut moved = alpha.clone();
+                moved[j] += step;
+                assert!(objective(&moved, prior.intercept) > best - 1e-5, "{j} {step}");
+            }
+        }
+        assert!(objective(&alpha, prior.intercept + 0.02) > best && objective(&alpha, prior.intercept - 0.02) > best);
     }
 
     #[test]
     fn odd_references_give_finite_coefficients() {
-        let zero = ReferenceSet::uniform(ndarray::Array2::zeros((2, 4))).unwrap();
+        let zero = ReferenceSet::uniform(Array2::zeros((2, 4))).unwrap();
         let same = ReferenceSet::uniform(naive::unit_rows(1, 4, 24)).unwrap();
         for (safe, harm) in [(&zero, &zero), (&same, &same), (&zero, &same)] {
-            let prior = Prior::fit(safe, harm, 1.0);
-            assert!(prior.intercept.is_finite() && prior.coefficients.iter().all(|c| c.is_finite()));
+            let prior = Prior::fit(safe, harm, (zero.vectors().view(), &[0, 1]), 30.0, 1.0).unwrap();
+            assert!(prior.intercept.is_finite() && prior.safe.iter().chain(&prior.harm).all(|c| c.is_finite()));
         }
     }
 }

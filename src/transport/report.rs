@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::certificate::Certificate;
 use super::model::TransportModel;
+use super::select::Selection;
 
 /// A fitted model and how the fit went. Not converging is a result, never an error: the model is usable either way.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,6 +82,8 @@ pub struct FitReport {
     pub mean_weight: f64,
     /// Mean cost between sample and references, which the automatic options scale with.
     pub mean_cost: f64,
+    /// What cross-validation on the references chose; None where no option is `auto` or the references are too few.
+    pub selection: Option<Selection>,
     /// The four transport costs.
     pub transport_cost: TransportCosts,
     /// The optimality conditions, measured on the finished model. Cards written before there was one read as the default.

@@ -335,11 +335,6 @@ fn transform_tile(transform: &SoftTransform, width: usize, count: usize, cached:
         .collect()
 }
 
-/// Prior terms `β · h` of the rows in `order`.
-pub(super) fn prior_terms(rows: ArrayView2<'_, f32>, order: &[usize], prior: &super::prior::Prior) -> Vec<f64> {
-    order.par_iter().map(|index| prior.term(rows.row(*index))).collect()
-}
-
 /// A packed pair of reference sets.
 pub(super) fn pack(safe: &ReferenceSet, harm: &ReferenceSet) -> (PackedReferences, PackedReferences) {
     (PackedReferences::new(safe), PackedReferences::new(harm))

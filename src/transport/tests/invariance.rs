@@ -145,9 +145,10 @@ fn without_transport_a_row_has_its_instance_level_score() {
         -model.epsilon * cost.iter().zip(set.masses()).map(|(c, q)| q * (-c / model.epsilon).exp()).sum::<f64>().ln()
     };
     for (i, row) in model.weigh(rows.view()).unwrap().iter().enumerate() {
+        let of = |set: &ReferenceSet| naive::cost(rows.slice(s![i..=i, ..]), set)[0].clone();
         let (pull, push) = (soft_nearest(&safe, i), soft_nearest(&harm, i));
         assert!((f64::from(row.pull) - pull).abs() < 1e-5 && (f64::from(row.push) - push).abs() < 1e-5, "{row:?} {pull} {push}");
-        let expected = (-(pull - push + model.prior.term(rows.row(i))) / model.tau - model.log_z).exp();
+        let expected = (-(pull - push + model.prior.strength * naive::prior_h(&model.prior, &of(&safe), &of(&harm))) / model.tau - model.log_z).exp();
         assert!((f64::from(row.weight) / expected - 1.0).abs() < 1e-3);
     }
 }

@@ -85,7 +85,7 @@ fn weights_match_the_formula_of_the_model() {
     for (i, ours) in weights.iter().enumerate() {
         let (pull, pi) = naive::soft_transform(&safe[i], &model.safe_potential, model.safe.masses(), model.epsilon);
         let (push, _) = naive::soft_transform(&harm[i], &model.harm_potential, model.harm.masses(), model.epsilon);
-        let prior = model.prior.strength * model.prior.h(rows.row(i));
+        let prior = model.prior.strength * naive::prior_h(&model.prior, &safe[i], &harm[i]);
         let weight = (-(pull - model.push * push + prior) / model.tau - model.log_z).exp();
         assert!((f64::from(ours.weight) / weight - 1.0).abs() < 1e-4, "{ours:?} {weight}");
         assert!((f64::from(ours.pull) - pull).abs() < 1e-5 && (f64::from(ours.push) - push).abs() < 1e-5);
@@ -220,7 +220,7 @@ fn a_model_whose_parts_do_not_fit_is_rejected() {
     let broken: [(&str, Breakage); 6] = [
         ("safe_potential", |m| m.safe_potential.push(0.0)),
         ("harm_potential", |m| m.harm_potential[0] = f64::NAN),
-        ("prior", |m| m.prior.coefficients.clear()),
+        ("prior", |m| m.prior.safe.clear()),
         ("epsilon", |m| m.epsilon = 0.0),
         ("tau", |m| m.tau = -1.0),
         ("log_z", |m| m.log_z = f64::INFINITY),
@@ -251,7 +251,7 @@ proptest! {
             harm: ReferenceSet::try_new(naive::unit_rows(harm, dims, seed + 2), naive::masses(harm, seed + 3)).unwrap(),
             safe_potential: naive::potential(safe, 0.3, seed + 4),
             harm_potential: naive::potential(harm, 0.3, seed + 5),
-            prior: Prior { coefficients: naive::potential(dims, 2.0, seed + 6), intercept: 0.1, strength: 0.1 },
+            prior: Prior { safe: naive::potential(safe, 2.0, seed + 6), harm: naive::potential(harm, 2.0, seed + 8), intercept: 0.1, strength: 0.1 },
             epsilon,
             push,
             tau,
@@ -263,7 +263,7 @@ proptest! {
         for (i, ours) in model.weigh(sample.view()).unwrap().iter().enumerate() {
             let (pull, _) = naive::soft_transform(&to_safe[i], &model.safe_potential, model.safe.masses(), epsilon);
             let (away, _) = naive::soft_transform(&to_harm[i], &model.harm_potential, model.harm.masses(), epsilon);
-            let expected = (-(pull - push * away + 0.1 * model.prior.h(sample.row(i))) / tau - 0.2).exp();
+            let expected = (-(pull - push * away + 0.1 * naive::prior_h(&model.prior, &to_safe[i], &to_harm[i])) / tau - 0.2).exp();
             prop_assert!((f64::from(ours.weight) / expected - 1.0).abs() < 1e-6 * (5.0 + 5.0 / tau), "{ours:?} {expected}");
         }
     }
