@@ -47,14 +47,15 @@ pub(super) fn report(job: &str, report: &RunReport, weighed: bool) -> String {
             ),
         );
     }
-    let Certificate { gap, stability, .. } = report.certificate;
-    let held = if report.push == 0.0 {
-        "nothing is pushed".to_owned()
-    } else {
-        format!("stability of the push {stability:.2} ({} 1)", if stability < 1.0 { "held in place, below" } else { "NOT held in place, not below" })
+    let Certificate { gap, stability, joint_rate, .. } = report.certificate;
+    let held = match (stability < 1.0, joint_rate < 1.0) {
+        _ if report.push == 0.0 => "nothing is pushed",
+        (true, _) => "a strict local optimum",
+        (false, true) => "a strict local optimum by the pull side",
+        (false, false) => "NOT a local optimum: the push is not held in place",
     };
     let oscillated = if report.oscillated { "; it oscillated during the fit" } else { "" };
-    line("certified", format!("gap to safe {:.1e}, to harm {:.1e}; {held}{oscillated}", gap.safe, gap.harm));
+    line("certified", format!("gap to safe {:.1e}, to harm {:.1e}; stability {stability:.2}, {held}{oscillated}", gap.safe, gap.harm));
     let cost = report.transport_cost;
     line(
         "transport",
