@@ -48,14 +48,13 @@ pub(super) fn report(job: &str, report: &RunReport, weighed: bool) -> String {
         );
     }
     let Certificate { gap, stability, joint_rate, .. } = report.certificate;
-    let held = match (stability < 1.0, joint_rate < 1.0) {
-        _ if report.push == 0.0 => "nothing is pushed",
-        (true, _) => "a strict local optimum",
-        (false, true) => "a strict local optimum by the pull side",
-        (false, false) => "NOT a local optimum: the push is not held in place",
+    let held = match joint_rate {
+        _ if report.push == 0.0 => "nothing is pushed".to_owned(),
+        rate if rate < 1.0 => format!("a strict local optimum, joint rate {rate:.3} (push alone: stability {stability:.2})"),
+        rate => format!("NOT a local optimum, joint rate {rate:.3} (push alone: stability {stability:.2}); below 1 it would be"),
     };
     let oscillated = if report.oscillated { "; it oscillated during the fit" } else { "" };
-    line("certified", format!("gap to safe {:.1e}, to harm {:.1e}; stability {stability:.2}, {held}{oscillated}", gap.safe, gap.harm));
+    line("certified", format!("gap to safe {:.1e}, to harm {:.1e}; {held}{oscillated}", gap.safe, gap.harm));
     let cost = report.transport_cost;
     line(
         "transport",
