@@ -186,6 +186,7 @@ fn models(cards: &[StoredModel]) -> Result<RecordBatch> {
         ("gap_safe", number(&|m| m.card.report.certificate.gap.safe)),
         ("gap_harm", number(&|m| m.card.report.certificate.gap.harm)),
         ("stability", number(&|m| m.card.report.certificate.stability)),
+        ("joint_rate", number(&|m| m.card.report.certificate.joint_rate)),
         ("oscillated", Arc::new(cards.iter().map(|m| Some(m.card.report.oscillated)).collect::<BooleanArray>())),
         ("ess", number(&|m| m.card.report.ess)),
         ("cost_safe_before", number(&|m| m.card.report.transport_cost.safe.before)),

@@ -6,7 +6,7 @@
 //! value meet), the weights follow from the potentials by the closed form, and the second-order condition holds.
 //!
 //! Cost: the sample is weighed once more. Memory: one chunk of rows, and a f32 for each of
-//! [`STABILITY_ROWS`] rows and harmful references.
+//! [`STABILITY_ROWS`] rows and references of both sides.
 
 use ndarray::{ArrayView2, Axis};
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use super::model::{TransportModel, Weigher};
 use super::observed::Observed;
 use super::options::Temperature;
 use super::report::Residuals;
-use super::stability::{Coupling, STABILITY_ROWS, push_stability};
+use super::stability::{Coupling, STABILITY_ROWS, joint_rate, push_stability};
 use super::weight::{RowWeight, score};
 use crate::error::Result;
 
@@ -42,11 +42,14 @@ pub struct Certificate {
     /// Primal minus dual value of both transport problems, `⟨P, C⟩ + ε KL(P ‖ w ⊗ q)` less the semi-dual value, in units of the
     /// cost: 0 at the optimum, see [`Observed::gap`].
     pub gap: Residuals,
-    /// Second-order condition of the push side: below 1 the solution is a strict local optimum; at 1 or above the push side is
-    /// not held in place and can oscillate or run away. 0 where nothing is pushed. Formula: see `stability`'s module text; in
-    /// short, `(λ/τ)·Cov_w(π)` against `(1/ε)·E_w[diag π − ππᵀ]` on the mean-free space, the largest generalised eigenvalue.
+    /// σ, second-order condition of the push side alone: the largest generalised eigenvalue of `(λ/τ)·Cov_w(π)` against
+    /// `(1/ε)·E_w[diag π − ππᵀ]` on the mean-free space. Below 1 the solution is a strict local optimum; at 1 or above the push
+    /// side by itself is not held in place and can oscillate or run away. 0 where nothing is pushed.
     pub stability: f64,
-    /// Rows of the sample that `stability` was measured on, at most [`STABILITY_ROWS`].
+    /// ν, the same condition with the pull side, exactly: the factor by which full steps of the harmful potential multiply its error while
+    /// the pull side follows. The solution is a strict local optimum where it is below 1. 0 where nothing is pushed.
+    pub joint_rate: f64,
+    /// Rows of the sample that `stability` and `joint_rate` were measured on, at most [`STABILITY_ROWS`].
     pub stability_rows: u64,
 }
 
@@ -63,7 +66,7 @@ impl Certificate {
         for chunk in sample.axis_chunks_iter(Axis(0), CHUNK_ROWS) {
             weigher.weigh_observed(chunk, &mut observed)?.iter().for_each(|row| law.see(model, row));
         }
-        let few = &order[..order.len().min(STABILITY_ROWS)];
+        let (stability, joint_rate) = second_order(&weigher, model, sample, &order[..order.len().min(STABILITY_ROWS)])?;
         Ok(Self {
             rows: observed.rows,
             residuals: observed.residuals(model).unwrap_or_default(),
@@ -75,27 +78,34 @@ impl Certificate {
             },
             weight_error: law.error(),
             gap: observed.gap(model).unwrap_or_default(),
-            stability: stability(&weigher, model, sample.select(Axis(0), few).view())?,
-            stability_rows: few.len() as u64,
+            stability,
+            joint_rate,
+            stability_rows: order.len().min(STABILITY_ROWS) as u64,
         })
     }
 
     /// Whether every number is finite. (A model without NaN that gives no row a weight would not be.)
     #[must_use]
     pub fn is_finite(&self) -> bool {
-        let Self { residuals, mean_weight, ess, weight_error, gap, stability, .. } = self;
-        [residuals.safe, residuals.harm, *mean_weight, *ess, *weight_error, gap.safe, gap.harm, *stability].iter().all(|v| v.is_finite())
+        let Self { residuals, mean_weight, ess, weight_error, gap, stability, joint_rate, .. } = self;
+        [residuals.safe, residuals.harm, *mean_weight, *ess, *weight_error, gap.safe, gap.harm, *stability, *joint_rate]
+            .iter()
+            .all(|v| v.is_finite())
     }
 }
 
-/// σ of the push side on these rows.
-fn stability(weigher: &Weigher<'_>, model: &TransportModel, rows: ArrayView2<'_, f32>) -> Result<f64> {
+/// σ and ν on the rows of the sample at these indices.
+fn second_order(weigher: &Weigher<'_>, model: &TransportModel, sample: ArrayView2<'_, f32>, few: &[usize]) -> Result<(f64, f64)> {
     if model.push == 0.0 {
-        return Ok(0.0);
+        return Ok((0.0, 0.0));
     }
-    let weights: Vec<f64> = weigher.weigh(rows)?.iter().map(|row| f64::from(row.weight)).collect();
-    let kappa = Coupling::new(weigher.harm_responsibilities(rows)?, model.harm.len(), &weights).second_eigenvalue();
-    Ok(push_stability(kappa, model.push, model.tau, model.epsilon, model.slack))
+    let rows = sample.select(Axis(0), few);
+    let weights: Vec<f64> = weigher.weigh(rows.view())?.iter().map(|row| f64::from(row.weight)).collect();
+    let (safe, harm) = weigher.responsibilities(rows.view())?;
+    let (safe, harm) = (Coupling::new(safe, model.safe.len(), &weights), Coupling::new(harm, model.harm.len(), &weights));
+    let TransportModel { push, tau, epsilon, slack, .. } = *model;
+    let stability = push_stability(harm.second_eigenvalue(), push, tau, epsilon, slack);
+    Ok((stability, joint_rate(&safe, &harm, push, tau, epsilon, slack)))
 }
 
 /// How far weights are from `exp(−score/τ − c)`, with the `c` that makes their mean 1, seen row by row.

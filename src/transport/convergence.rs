@@ -51,8 +51,9 @@ pub(super) struct Ending {
     pub(super) tau: f64,
     /// Whether the push side was seen to oscillate or run away.
     pub(super) oscillated: bool,
-    /// σ of the push side.
+    /// σ of the push side, and ν of both.
     pub(super) stability: f64,
+    pub(super) joint_rate: f64,
 }
 
 /// What a fit must reach.
@@ -98,7 +99,7 @@ impl Criterion<'_> {
     /// What stands between a solution and convergence, and what to change.
     pub(super) fn why_not(&self, measured: &Measured, ending: &Ending) -> String {
         let TransportOptions { threshold, max_steps, push, .. } = *self.options;
-        let Ending { steps, epsilon, tau, oscillated, stability } = *ending;
+        let Ending { steps, epsilon, tau, oscillated, stability, joint_rate } = *ending;
         let Residuals { safe, harm } = measured.residuals;
         if !measured.is_finite() {
             return format!("a measured number is not finite, with epsilon {epsilon:.2e} and temperature {tau:.2e}: raise both");
@@ -118,9 +119,9 @@ impl Criterion<'_> {
         if oscillated && harm >= threshold {
             return format!(
                 "the push side does not settle: its potential oscillates or runs away while its marginal error stays at {harm:.1e} \
-                 (threshold {threshold:.0e}), also with smaller steps; the stability number is {stability:.2}, below 1 it would be \
-                 held in place. With push {push}, temperature {tau:.4} and epsilon {epsilon:.4}: lower `push`, raise `temperature` \
-                 (or its `ess`) or raise `epsilon`"
+                 (threshold {threshold:.0e}), also with smaller steps; its stability is {stability:.2} and the joint rate \
+                 {joint_rate:.3}, below 1 it would be held in place. With push {push}, temperature {tau:.4} and epsilon \
+                 {epsilon:.4}: lower `push`, raise `temperature` (or its `ess`) or raise `epsilon`"
             );
         }
         if push > 0.0 && harm >= threshold && harm >= safe {

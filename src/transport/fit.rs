@@ -229,42 +229,32 @@ impl Fitting<'_> {
         Ok(HeldOut { rows: order.len(), residuals: Some(problem.residuals(&solved.iterate, &pass)), noise: Some(noise) })
     }
 
-    /// The model, its certificate and the verdict. `order` holds every row of the sample.
-    fn finish(self, order: &[usize], solution: Solution, held_out: HeldOut) -> Result<Fit> {
+    /// The model, its certificate and the report. `order` holds every row of the sample.
+    fn finish(&self, order: &[usize], solution: Solution, held_out: HeldOut) -> Result<Fit> {
         let Solution { solved, history, costs } = solution;
         let rows = self.sample.nrows();
         let log_z = solved.pass.log_mass - (rows as f64).ln();
-        let Resolved { epsilon, prior, mean_cost, selection } = self.resolved;
         let model = TransportModel::try_new(TransportModel {
             safe: self.safe.clone(),
             harm: self.harm.clone(),
-            safe_potential: solved.iterate.safe,
-            harm_potential: solved.iterate.harm,
-            prior,
-            epsilon,
+            safe_potential: solved.iterate.safe.clone(),
+            harm_potential: solved.iterate.harm.clone(),
+            prior: self.resolved.prior.clone(),
+            epsilon: self.resolved.epsilon,
             push: self.options.push,
             tau: solved.iterate.tau,
             log_z,
             slack: self.options.slack,
         })?;
         let certificate = Certificate::measure(&model, self.sample, order, self.options.temperature)?;
-        let criterion = Criterion { options: self.options };
-        let measured = Measured {
-            residuals: certificate.residuals,
-            ess: certificate.ess,
-            reachable: solved.measured.reachable,
-            finite: certificate.is_finite(),
-        };
-        let converged = criterion.judge(&measured, CERTIFICATE_ROUNDING) == Verdict::Converged;
-        let ending =
-            Ending { steps: solved.steps, epsilon, tau: model.tau, oscillated: history.oscillated, stability: certificate.stability };
+        let why_not = self.why_not(&certificate, &solved, history.oscillated);
         let report = FitReport {
             rows,
             held_out_rows: held_out.rows,
             steps: history.steps,
             online_steps: history.online_steps,
-            converged,
-            why_not: (!converged).then(|| criterion.why_not(&measured, &ending)),
+            converged: why_not.is_none(),
+            why_not,
             oscillated: history.oscillated,
             halvings: history.halvings,
             residuals: solved.measured.residuals,
@@ -272,12 +262,33 @@ impl Fitting<'_> {
             held_out_noise: held_out.noise,
             ess: solved.measured.ess,
             mean_weight: (solved.pass.log_mass - log_z).exp() / rows as f64,
-            mean_cost,
-            selection,
+            mean_cost: self.resolved.mean_cost,
+            selection: self.resolved.selection,
             transport_cost: costs,
             certificate,
         };
         Ok(Fit { model, report })
+    }
+
+    /// The verdict on what the certificate measured: None where the fit has converged.
+    fn why_not(&self, certificate: &Certificate, solved: &Solved, oscillated: bool) -> Option<String> {
+        let criterion = Criterion { options: self.options };
+        let measured = Measured {
+            residuals: certificate.residuals,
+            ess: certificate.ess,
+            reachable: solved.measured.reachable,
+            finite: certificate.is_finite(),
+        };
+        let ending = Ending {
+            steps: solved.steps,
+            epsilon: self.resolved.epsilon,
+            tau: solved.iterate.tau,
+            oscillated,
+            stability: certificate.stability,
+            joint_rate: certificate.joint_rate,
+        };
+        let converged = criterion.judge(&measured, CERTIFICATE_ROUNDING) == Verdict::Converged;
+        (!converged).then(|| criterion.why_not(&measured, &ending))
     }
 }
 

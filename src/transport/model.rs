@@ -169,28 +169,26 @@ impl Weigher<'_> {
         Ok(weights)
     }
 
-    /// Responsibilities of the harmful references for each row, row-major, each row's sum 1.
+    /// Responsibilities of the safe and of the harmful references for each row, row-major, each row's sum 1.
     ///
     /// # Errors
     /// As [`Weigher::weigh`].
-    #[expect(clippy::cast_possible_truncation, reason = "f32 storage by design")]
-    pub(super) fn harm_responsibilities(&self, rows: ArrayView2<'_, f32>) -> Result<Vec<f32>> {
-        let dims = self.model.safe.dims();
-        check_rows(rows, dims)?;
-        let width = self.packed_harm.padded();
-        let (mut tile, mut similarities) = (vec![0.0; TILE_ROWS * dims], vec![0.0; TILE_ROWS * width]);
-        let mut exponentials = vec![0.0; width];
-        let mut out = Vec::with_capacity(rows.nrows() * self.model.harm.len());
-        for start in (0..rows.nrows()).step_by(TILE_ROWS) {
-            let span = start..(start + TILE_ROWS).min(rows.nrows());
-            fill_tile(rows, span.clone(), &mut tile);
-            self.packed_harm.similarities(&tile, &mut similarities)?;
-            for row in similarities.chunks_exact(width).take(span.len()) {
-                let sum = self.harm.transform(row, &mut exponentials).sum;
-                out.extend(exponentials.iter().take(self.model.harm.len()).map(|e| (f64::from(*e) / sum) as f32));
+    pub(super) fn responsibilities(&self, rows: ArrayView2<'_, f32>) -> Result<(Vec<f32>, Vec<f32>)> {
+        check_rows(rows, self.model.safe.dims())?;
+        let one_side = |packed: &PackedReferences, transform: &SoftTransform, references: usize| -> Result<Vec<f32>> {
+            let width = packed.padded();
+            let (mut tile, mut similarities) = (vec![0.0; TILE_ROWS * rows.ncols()], vec![0.0; TILE_ROWS * width]);
+            let mut out = Vec::with_capacity(rows.nrows() * references);
+            for start in (0..rows.nrows()).step_by(TILE_ROWS) {
+                let span = start..(start + TILE_ROWS).min(rows.nrows());
+                fill_tile(rows, span.clone(), &mut tile);
+                packed.similarities(&tile, &mut similarities)?;
+                similarities.chunks_exact(width).take(span.len()).for_each(|row| transform.share(row, references, &mut out));
             }
-        }
-        Ok(out)
+            Ok(out)
+        };
+        let TransportModel { safe, harm, .. } = self.model;
+        Ok((one_side(&self.packed_safe, &self.safe, safe.len())?, one_side(&self.packed_harm, &self.harm, harm.len())?))
     }
 
     fn tiles(&self, rows: ArrayView2<'_, f32>, observe: bool) -> Result<Vec<WeighedTile>> {

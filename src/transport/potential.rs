@@ -56,6 +56,14 @@ impl SoftTransform {
         RowTransform { value: self.offset - f64::from(largest) - self.epsilon * sum.ln(), sum, largest }
     }
 
+    /// Appends the responsibilities of the first `references` references (all but the padding) for one row.
+    #[expect(clippy::cast_possible_truncation, reason = "f32 storage by design")]
+    pub(super) fn share(&self, similarities: &[f32], references: usize, out: &mut Vec<f32>) {
+        let mut exponentials = vec![0.0; similarities.len()];
+        let sum = self.transform(similarities, &mut exponentials).sum;
+        out.extend(exponentials.iter().take(references).map(|e| (f64::from(*e) / sum) as f32));
+    }
+
     /// The reference with the largest responsibility for a row just transformed, ties to the lowest index.
     pub(super) fn nearest(&self, similarities: &[f32], row: &RowTransform) -> u32 {
         let block = first_block(&self.bias, similarities, row.largest);

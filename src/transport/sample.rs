@@ -200,23 +200,21 @@ impl<'a> SampleTiles<'a> {
     }
 
     /// Responsibilities of the harmful references for the first `rows` rows (at most all), row-major, each row's sum 1.
-    #[expect(clippy::cast_possible_truncation, reason = "f32 storage by design")]
     pub(super) fn harm_responsibilities(&self, rows: usize, harm: &SoftTransform, references: usize) -> Result<Vec<f32>> {
+        let rows = rows.min(self.len());
         let mut scratch = Scratch::new(self);
-        let width = self.harm.padded();
-        let mut out = Vec::with_capacity(rows.min(self.len()) * references);
-        for tile in 0..rows.min(self.len()).div_ceil(TILE_ROWS) {
+        let mut out = Vec::with_capacity(rows * references);
+        for tile in 0..rows.div_ceil(TILE_ROWS) {
             let range = self.row_range(&(tile..tile + 1));
-            let count = range.end.min(rows) - range.start;
-            let cached = self.cached.get(tile);
-            if cached.is_none() {
-                let Scratch { rows, safe, harm } = &mut scratch;
-                self.similarities(tile, rows, safe, harm)?;
-            }
-            let transforms = transform_tile(harm, width, count, cached.map(|c| &*c.1), &mut scratch.harm);
-            for (row, transform) in scratch.harm.chunks_exact(width).zip(&transforms) {
-                out.extend(row.iter().take(references).map(|e| (f64::from(*e) / transform.sum) as f32));
-            }
+            let similarities = match self.cached.get(tile) {
+                Some(pair) => &pair.1,
+                None => {
+                    self.similarities(tile, &mut scratch.rows, &mut scratch.safe, &mut scratch.harm)?;
+                    &scratch.harm
+                }
+            };
+            let rows = similarities.chunks_exact(self.harm.padded()).take(range.end.min(rows) - range.start);
+            rows.for_each(|row| harm.share(row, references, &mut out));
         }
         Ok(out)
     }

@@ -18,6 +18,13 @@ fn the_second_run_weighs_nothing() {
         assert!(!first[key].is_null(), "{key}");
     }
     assert!(first["residuals"]["safe"].as_f64().unwrap() < 1e-3 && first["residuals"]["harm"].as_f64().unwrap() < 1e-3);
+    let certificate = &first["certificate"];
+    let certified = |of: &serde_json::Value, key: &str| of[key].as_f64().unwrap_or_else(|| panic!("{key}: {of}"));
+    assert!(certified(&certificate["residuals"], "safe") < 1e-3 && certified(&certificate["gap"], "harm").abs() < 1e-3, "{certificate}");
+    assert!(certified(certificate, "weight_error") < 1e-4 && certified(certificate, "joint_rate") < 1.0, "{certificate}");
+    let stored = &lake.sql("select stability, joint_rate, gap_safe, gap_harm, oscillated from models")[0];
+    assert_eq!((&stored["stability"], &stored["joint_rate"]), (&certificate["stability"], &certificate["joint_rate"]), "{stored}");
+    assert_eq!((&stored["gap_harm"], &stored["oscillated"]), (&certificate["gap"]["harm"], &json!(false)), "{stored}");
 
     let second = lake.json(&["run", "job.toml"], 0);
     assert_eq!(second["shards"], json!({ "weighed": 0, "unchanged": 5, "removed": 0, "quarantined": 0 }));
