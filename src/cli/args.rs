@@ -31,7 +31,7 @@ pub(super) enum Command {
     Weigh(JobArguments),
     /// Show what a run would do; write nothing.
     Plan(JobArguments),
-    /// Query corpus and weights: tables `corpus`, `references`, `shards`, `runs`, `models`.
+    /// Query corpus and weights: tables `corpus`, `references`, `shards`, `runs`, `models`, `hygiene`.
     Sql {
         #[command(flatten)]
         of: JobArguments,

@@ -1,5 +1,6 @@
 //! Results in words.
 
+use crate::catalog::Level;
 use crate::job::{Plan, RunReport, ShardState, WeighedRow};
 use bytesize::ByteSize;
 use std::fmt::Write;
@@ -63,6 +64,16 @@ pub(super) fn report(job: &str, report: &RunReport, weighed: bool) -> String {
     }
     for hint in &report.hints {
         line("hint", hint.clone());
+    }
+    let mut name = "references";
+    for finding in report.hygiene.findings.iter().filter(|finding| finding.level == Level::Warning) {
+        line(name, finding.message.clone());
+        name = "";
+    }
+    let notes = report.hygiene.findings.iter().filter(|finding| finding.level == Level::Note);
+    let notes: Vec<String> = notes.map(|finding| format!("{} {} {}", finding.count, finding.side.name(), finding.finding.name())).collect();
+    if !notes.is_empty() {
+        line(name, format!("noted as well (table `hygiene`): {}", notes.join(", ")));
     }
     rows_of(&mut out, "most weight", &report.most, |row| &row.safe_ref);
     rows_of(&mut out, "least weight", &report.least, |row| &row.harm_ref);

@@ -5,10 +5,12 @@
 //! visible before its commit; a shard that cannot be read is quarantined and named, and the others go on.
 //! Memory: [`RunOptions::memory`] for chunks, plus the fit's sample (`sample_rows` × dimensions × 4 bytes).
 
+mod contents;
 mod context;
 mod encoder;
 mod file;
 mod fit;
+mod hygiene;
 mod plan;
 mod query;
 mod references;

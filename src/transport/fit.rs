@@ -22,12 +22,13 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use super::cost::{PackedReferences, check_rows, mean_cost};
+use super::coverage::{Coverage, coverage};
 use super::dual::{centre, damping};
 use super::model::TransportModel;
 use super::options::{AUTO_EPSILON_PER_COST, AUTO_PRIOR_PER_COST, Auto, HELD_OUT_MIN_SAMPLE, MAX_EPSILON, MIN_EPSILON, TransportOptions};
 use super::prior::Prior;
 use super::references::ReferenceSet;
-use super::report::{Fit, FitProgress, FitReport, Residuals, TransportCosts};
+use super::report::{Fit, FitProgress, FitReport, MeanTerms, Residuals, TransportCosts};
 use super::sample::{SampleTiles, pack, prior_terms};
 use super::solver::{Iterate, Problem, Solved};
 use crate::error::{Error, Result};
@@ -100,20 +101,23 @@ pub fn fit(
         }
         let mut solved = problem.whole_sample(&tiles, start, progress)?;
         let costs = if last { problem.transport_costs(&tiles, &mut solved, progress)? } else { TransportCosts::default() };
-        Ok::<_, Error>((solved, costs))
+        let covered = if last { coverage(&tiles, safe, harm, mean_cost)? } else { Coverage::default() };
+        Ok::<_, Error>((solved, costs, covered))
     };
-    let (mut solved, mut transport_cost) =
+    let (mut solved, mut transport_cost, mut covered) =
         solve(&problem, &fit_order, start, Some(&mut online_steps), held_out_order.is_empty(), progress)?;
     let held_out = HeldOut::measure(&problem, sample, &held_out_order, (&packed.0, &packed.1), &prior, &solved)?;
     if !held_out_order.is_empty() {
         // The held-out rows have said what they can; rows of the corpus that no step used would have heavier tails than the rest.
         let order: Vec<usize> = fit_order.iter().chain(&held_out_order).copied().collect();
         let steps = solved.steps;
-        (solved, transport_cost) = solve(&problem_over(&order), &order, solved.iterate, None, true, progress)?;
+        (solved, transport_cost, covered) = solve(&problem_over(&order), &order, solved.iterate, None, true, progress)?;
         solved.steps += steps;
     }
     let rows = sample.nrows() as f64;
     let log_z = solved.pass.log_mass - rows.ln();
+    let mean = |terms: &[f64]| terms.iter().sum::<f64>() / terms.len().max(1) as f64;
+    let mean_prior = mean(&prior_terms(sample, &(0..sample.nrows()).collect::<Vec<_>>(), &prior));
     let report = FitReport {
         rows: sample.nrows(),
         held_out_rows: held_out_order.len(),
@@ -128,6 +132,7 @@ pub fn fit(
         mean_weight: (solved.pass.log_mass - log_z).exp() / rows,
         mean_cost,
         transport_cost,
+        mean_terms: Some(MeanTerms { pull: mean(&solved.pass.pull), push: mean(&solved.pass.push), prior: mean_prior }),
     };
     let model = TransportModel::try_new(TransportModel {
         safe: safe.clone(),
@@ -141,7 +146,7 @@ pub fn fit(
         log_z,
         slack: options.slack,
     })?;
-    Ok(Fit { model, report })
+    Ok(Fit { model, report, coverage: covered })
 }
 
 fn check_inputs(sample: ArrayView2<'_, f32>, safe: &ReferenceSet, harm: &ReferenceSet, warm: Option<(&[f64], &[f64])>) -> Result<()> {

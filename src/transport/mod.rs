@@ -35,7 +35,10 @@
 //! | `solver` | potentials and temperature of a sample |
 //! | `options`, `fit`, `report` | what a fit is told, does, and says |
 //! | `observed` | what weighed rows say about the model |
+//! | `coverage` | which references the sample's rows can serve |
+//! | `neighbours` | the nearest reference of a reference |
 //! | `model` | a fitted model that weighs rows |
+//! | `explain` | a row's weight taken apart |
 //!
 //! ```
 //! use ndarray::array;
@@ -52,11 +55,14 @@
 
 mod acceleration;
 mod cost;
+mod coverage;
 mod dual;
+mod explain;
 mod fit;
 mod model;
 #[cfg(test)]
 mod naive;
+mod neighbours;
 mod observed;
 mod options;
 mod potential;
@@ -71,8 +77,11 @@ mod tests;
 mod weight;
 
 pub use cost::{TILE_ROWS, UNIT_TOLERANCE};
+pub use coverage::Coverage;
+pub use explain::{LogFactors, PriorPart, ReferencePart, RowExplanation, SidePart};
 pub use fit::fit;
 pub use model::{TransportModel, Weigher};
+pub use neighbours::{Neighbour, nearest_earlier, nearest_in};
 pub use observed::Observed;
 pub use options::{
     AUTO_EPSILON_PER_COST, AUTO_PRIOR_PER_COST, Auto, DEFAULT_COST_CACHE_BYTES, DEFAULT_EFFECTIVE_FRACTION, DEFAULT_EPOCHS,
@@ -81,5 +90,5 @@ pub use options::{
 };
 pub use prior::{PRIOR_INVERSE_PENALTY, Prior};
 pub use references::ReferenceSet;
-pub use report::{BeforeAfter, Fit, FitPhase, FitProgress, FitReport, Residuals, TransportCosts};
+pub use report::{BeforeAfter, Fit, FitPhase, FitProgress, FitReport, MeanTerms, Residuals, TransportCosts};
 pub use weight::RowWeight;

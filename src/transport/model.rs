@@ -113,11 +113,11 @@ impl TransportModel {
 /// A model laid out for weighing. Holds a copy of both reference sets.
 #[derive(Debug)]
 pub struct Weigher<'a> {
-    model: &'a TransportModel,
-    packed_safe: PackedReferences,
-    packed_harm: PackedReferences,
-    safe: SoftTransform,
-    harm: SoftTransform,
+    pub(super) model: &'a TransportModel,
+    pub(super) packed_safe: PackedReferences,
+    pub(super) packed_harm: PackedReferences,
+    pub(super) safe: SoftTransform,
+    pub(super) harm: SoftTransform,
 }
 
 impl Weigher<'_> {

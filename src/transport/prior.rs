@@ -54,11 +54,16 @@ impl Prior {
         Self { coefficients, intercept, strength }
     }
 
+    /// z, the logit of "harmful". 0 for a prior that says nothing.
+    #[must_use]
+    pub fn logit(&self, row: ArrayView1<'_, f32>) -> f64 {
+        self.coefficients.iter().zip(row).map(|(a, x)| a * f64::from(*x)).sum::<f64>() + self.intercept
+    }
+
     /// `h(x) = tanh(z/2) = 2·P(harmful | x) − 1`, in `[−1, 1]`.
     #[must_use]
     pub fn h(&self, row: ArrayView1<'_, f32>) -> f64 {
-        let logit: f64 = self.coefficients.iter().zip(row).map(|(a, x)| a * f64::from(*x)).sum();
-        (0.5 * (logit + self.intercept)).tanh()
+        (0.5 * self.logit(row)).tanh()
     }
 
     /// `β · h(x)`, exactly 0 where the prior is off.

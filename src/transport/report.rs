@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::coverage::Coverage;
 use super::model::TransportModel;
 
 /// A fitted model and how the fit went. Not converging is a result, never an error: the model is usable either way.
@@ -11,6 +12,8 @@ pub struct Fit {
     pub model: TransportModel,
     /// How the fit went.
     pub report: FitReport,
+    /// How much of each reference's mass the sample would serve as it is.
+    pub coverage: Coverage,
 }
 
 /// One number a reference set.
@@ -20,6 +23,17 @@ pub struct Residuals {
     pub safe: f64,
     /// The same of the harmful references.
     pub harm: f64,
+}
+
+/// Means over the sample, every row counted once, of the terms of a row's score: what a single row is compared with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MeanTerms {
+    /// Mean pull, in units of the cost.
+    pub pull: f64,
+    /// Mean push, in units of the cost.
+    pub push: f64,
+    /// Mean of `β · h`, in units of the cost.
+    pub prior: f64,
 }
 
 /// Entropic transport cost before and after weighing.
@@ -74,6 +88,9 @@ pub struct FitReport {
     pub mean_cost: f64,
     /// The four transport costs.
     pub transport_cost: TransportCosts,
+    /// Means of the terms of the score; None in models made before they were kept.
+    #[serde(default)]
+    pub mean_terms: Option<MeanTerms>,
 }
 
 /// Where a fit is, for a progress display.
