@@ -1,5 +1,6 @@
 //! Results in words.
 
+use super::args::quoted;
 use crate::catalog::Level;
 use crate::job::{Plan, RunReport, ShardState, WeighedRow};
 use bytesize::ByteSize;
@@ -81,6 +82,9 @@ pub(super) fn report(job: &str, report: &RunReport, weighed: bool) -> String {
     if weighed {
         let _ = writeln!(out, "  pushpull sql {job} -f queries/best_80_percent.sql");
         let _ = writeln!(out, "  pushpull sql {job} -f queries/most_down_weighted.sql");
+        if let Some(row) = report.least.first() {
+            let _ = writeln!(out, "  pushpull explain {job} --row {}", quoted(&format!("{}:{}", row.shard, row.row)));
+        }
     } else {
         let _ = writeln!(out, "  pushpull weigh {job}");
     }
