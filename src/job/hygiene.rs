@@ -15,8 +15,10 @@ use crate::error::Result;
 use crate::transport::{Coverage, ReferenceSet, nearest_earlier, nearest_in};
 use std::collections::HashMap;
 
-/// Rows below which a set is too small to speak for anything. On a labelled mix of 8,624 rows, with this many safe references drawn at random
-/// from 970, the area under the curve between harmful rows and safe answers to harmful prompts was XXX.
+/// Rows below which a set is too small to speak for a corpus. On a labelled mix of 8,624 rows, with so many safe references drawn at random from
+/// 970 (three draws each), the area under the curve of harmful against benign rows, and the harmful rows of 700 left in the best 80 %: 5 rows
+/// .77-.89, 216-363; 10 rows .85-.88, 209-278; 20 rows .90-.94, 113-183; 50 rows .95-.96, 61-79; 100 rows .96-.97, 45-55; 300 rows .97, 24-38; all .975,
+/// 18. With 5 harmful references of 1,341 .77-.84, with 10 .84-.91. From 50 on the draw no longer decides.
 const FEW: usize = 50;
 /// A near copy costs at most this share of the mean cost. With the built-in embedder that is a cosine of about 0.99: of 2,311 references of
 /// a mix without copies it finds one pair (two refusals of one prompt that differ in a few words), where 0.98 also pairs long documents on
@@ -156,24 +158,24 @@ impl Judgement<'_> {
                 near.push((index, Some(ids[n.index].clone()), Some(n.cost.max(0.0))));
             }
         }
-        let drop = "each copy counts as mass; drop them, or say it with a `mass` column";
+        let drop = "each copy counts as mass; drop them, or say it with a column `mass`";
         let found = [
             self.finding(
                 FindingKind::ExactCopies,
                 |_| Level::Warning,
                 exact,
-                |number, ids, mass| format!("{number} ({mass:.1} % of the mass) repeat an earlier one word for word ({ids}): {drop}"),
+                |number, ids, mass| format!("{number} ({mass:.1} % of the mass) copied word for word from an earlier one ({ids}): {drop}"),
             ),
             self.finding(
                 FindingKind::FoldedCopies,
                 |_| Level::Warning,
                 folded,
                 |number, ids, mass| {
-                    format!("{number} ({mass:.1} % of the mass) repeat an earlier one but for case and white space ({ids}): {drop}")
+                    format!("{number} ({mass:.1} % of the mass) copied from an earlier one but for case and white space ({ids}): {drop}")
                 },
             ),
             self.finding(FindingKind::NearCopies, worth_a_change, near, |number, ids, mass| {
-                format!("{number} ({mass:.1} % of the mass) have nearly the vector of an earlier one ({ids}): {drop}")
+                format!("{number} ({mass:.1} % of the mass) with nearly the vector of an earlier one ({ids}): {drop}")
             }),
         ];
         Ok(found.into_iter().flatten().collect())
@@ -193,7 +195,7 @@ impl Judgement<'_> {
             |_| Level::Warning,
             items,
             |number, ids, mass| {
-                format!("{number} ({mass:.1} % of the mass) have nearly the vector of a safe one ({ids}): the same place is pulled and pushed; drop one of each pair")
+                format!("{number} ({mass:.1} % of the mass) with nearly the vector of a safe one ({ids}): the same place is pulled and pushed; drop one of each pair")
             },
         ))
     }
@@ -205,7 +207,7 @@ impl Judgement<'_> {
             |_| Level::Warning,
             items,
             |number, ids, mass| {
-                format!("{number} ({mass:.1} % of the mass) have no token that the embedder knows ({ids}): they say nothing; drop them")
+                format!("{number} ({mass:.1} % of the mass) without any token that the embedder knows ({ids}): drop them")
             },
         )
     }
@@ -226,7 +228,7 @@ impl Judgement<'_> {
         };
         self.finding(FindingKind::Uncovered, worth_a_change, items, |number, ids, mass| {
             format!(
-                "{number} ({mass:.1} % of the mass) find less than {:.0} % of their mass in the corpus ({ids}): {advice}",
+                "{number} ({mass:.1} % of the mass) for less than {:.0} % of whose mass the corpus has rows ({ids}): {advice}",
                 100.0 * COVERED
             )
         })
