@@ -33,7 +33,8 @@ fn one(row: &ExplainedRow, full: bool) -> String {
     let _ = writeln!(out, "{}:{}  {weight}", row.shard, row.row);
     let _ = writeln!(out, "model {}", row.model);
     let width = row.texts.iter().map(|text| text.column.chars().count()).max().unwrap_or(0);
-    for text in &row.texts {
+    // A text that is there and not embedded has no part in the weight.
+    for text in row.texts.iter().filter(|text| text.embedded || text.text.is_none()) {
         let shown = match &text.text {
             None => "(null)".to_owned(),
             Some(text) if full => indented(text, width + 4),
@@ -136,8 +137,14 @@ fn text_of(out: &mut String, reference: &ExplainedReference, full: bool) {
 /// Three digits that say something, whatever the size.
 fn short(value: f64) -> String {
     match value.abs() {
-        v if v == 0.0 || (0.001..1000.0).contains(&v) => format!("{value:.3}"),
-        _ => format!("{value:.2e}"),
+        0.0 => "0".to_owned(),
+        v if v < 1e-4 || v >= 1e4 => format!("{value:.2e}"),
+        v if v < 1e-3 => format!("{value:.6}"),
+        v if v < 1e-2 => format!("{value:.5}"),
+        v if v < 1e-1 => format!("{value:.4}"),
+        v if v < 1.0 => format!("{value:.3}"),
+        v if v < 10.0 => format!("{value:.2}"),
+        _ => format!("{value:.1}"),
     }
 }
 
@@ -174,9 +181,7 @@ mod tests {
 
     #[test]
     fn numbers_keep_three_digits() {
-        assert_eq!(
-            [short(0.0), short(0.0123), short(12.5), short(0.000_012_34), short(123_456.0)],
-            ["0.000", "0.012", "12.500", "1.23e-5", "1.23e5"]
-        );
+        let shown = [0.0, 0.0123, 0.009_25, 0.544, 1.0, 12.5, 0.000_012_34, 123_456.0].map(short);
+        assert_eq!(shown, ["0", "0.0123", "0.00925", "0.544", "1.00", "12.5", "1.23e-5", "1.23e5"]);
     }
 }

@@ -71,6 +71,8 @@ pub struct RowText {
     pub column: String,
     /// What is in it.
     pub text: Option<String>,
+    /// Whether it is embedded: a null is not, and the fallback only where every text column is null.
+    pub embedded: bool,
 }
 
 /// How the weight computed here compares with the one in the table.
@@ -345,7 +347,8 @@ fn explain_row(
     if columns.is_text() {
         for (name, column) in columns.to_read().into_iter().zip(batch.columns()) {
             let text = embed::texts(&shard.name, &name, column)?.pop().flatten().map(str::to_owned);
-            texts.push(RowText { column: name, text });
+            let stands_in = texts.len() < columns.views().len() || !texts.iter().any(|text: &RowText| text.embedded);
+            texts.push(RowText { column: name, embedded: text.is_some() && stands_in, text });
         }
     }
     let vectors = encoder.encode(&shard.name, batch)?;
@@ -357,7 +360,7 @@ fn explain_row(
         if vector.iter().all(|value| *value == 0.0) {
             notes.push("the embedder knows no token of this row: a zero vector, at cost 1 from every reference".to_owned());
         }
-        if columns.fallback().is_some() && texts.iter().rev().skip(1).all(|text| text.text.is_none()) {
+        if texts.len() > columns.views().len() && texts.last().is_some_and(|text| text.embedded) {
             let last = columns.views().last().cloned().unwrap_or_default();
             let fallback = columns.fallback().unwrap_or_default();
             notes.push(format!("every text column is null: `{fallback}` stands in the view `{last}`"));

@@ -206,9 +206,7 @@ impl Judgement<'_> {
             FindingKind::NoKnownToken,
             |_| Level::Warning,
             items,
-            |number, ids, mass| {
-                format!("{number} ({mass:.1} % of the mass) without any token that the embedder knows ({ids}): drop them")
-            },
+            |number, ids, mass| format!("{number} ({mass:.1} % of the mass) without any token that the embedder knows ({ids}): drop them"),
         )
     }
 

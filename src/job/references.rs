@@ -35,8 +35,10 @@ pub struct ReferenceRows {
     pub masses: Vec<f64>,
     /// Each row's `category`, where there is one.
     pub categories: Vec<Option<String>>,
-    /// The columns that are embedded.
+    /// The columns that are embedded: the views, and then the fallback where the file has it.
     pub batch: RecordBatch,
+    /// How many of them are views.
+    pub views: usize,
 }
 
 impl ReferenceRows {
@@ -71,7 +73,7 @@ impl ReferenceRows {
         // A reference file without plain documents has no use for the fallback.
         positions.extend(columns.fallback().and_then(|column| schema.index_of(column).ok()));
         let batch = table.project(&positions).map_err(|e| failed(e.to_string()))?;
-        Ok(Self { side, location: location.to_owned(), digest, ids, masses, categories, batch })
+        Ok(Self { side, location: location.to_owned(), digest, ids, masses, categories, batch, views: columns.views().len() })
     }
 
     /// Embeds the rows.
@@ -89,13 +91,12 @@ impl ReferenceRows {
             .map_err(|e| Error::References { location: self.location.clone(), reason: e.to_string() })
     }
 
-    /// One text for a person: the texts of the row, a line each. Empty where the columns are vectors.
+    /// One text for a person: the texts that are embedded, a line each. Empty where the columns are vectors.
     pub fn text(&self, row: usize) -> String {
-        let texts = self.batch.columns().iter().filter_map(|column| {
-            let text = strings(&column.slice(row, 1)).ok()?.pop()??;
-            Some(text)
-        });
-        texts.collect::<Vec<_>>().join("\n")
+        let text = |column: &ArrayRef| strings(&column.slice(row, 1)).ok()?.pop()?;
+        let (views, fallback) = self.batch.columns().split_at(self.views.min(self.batch.num_columns()));
+        let texts: Vec<String> = views.iter().filter_map(text).collect();
+        if texts.is_empty() { fallback.iter().find_map(text).unwrap_or_default() } else { texts.join("\n") }
     }
 }
 

@@ -54,7 +54,7 @@ fn the_first_and_last_rows_of_every_shard_have_their_published_weight() {
         }
         let product: f64 = ["typical", "pull", "push", "prior"].iter().map(|f| parts["factors"][f].as_f64().unwrap()).product();
         assert!(near(&parts["weight"], product, 1e-5));
-        assert_eq!(row["texts"][0], json!({ "column": "prompt", "text": table["prompt"] }));
+        assert_eq!(row["texts"][0], json!({ "column": "prompt", "text": table["prompt"], "embedded": table["prompt"].is_string() }));
         for side in ["safe", "harm"] {
             let strongest = parts[side]["strongest"].as_array().unwrap();
             assert_eq!(strongest.len(), 3);
@@ -126,6 +126,7 @@ fn a_document_says_where_its_text_stands() {
     let explained = lake.json(&["explain", "job.toml", "--row", &address], 0);
     assert_eq!(explained["rows"][0]["texts"][2]["text"], document["text"]);
     assert!(explained["rows"][0]["notes"][0].as_str().unwrap().contains("`text` stands in the view `response`"));
+    assert_eq!(explained["rows"][0]["texts"][2]["embedded"], true);
     let full = text(&lake.pushpull(&["explain", "job.toml", "--full", "--row", &address]).stdout);
     assert!(full.contains(document["text"].as_str().unwrap().lines().next().unwrap()), "{full}");
 }
