@@ -138,7 +138,7 @@ fn text_of(out: &mut String, reference: &ExplainedReference, full: bool) {
 fn short(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
-        v if v < 1e-4 || v >= 1e4 => format!("{value:.2e}"),
+        v if !(1e-4..1e4).contains(&v) => format!("{value:.2e}"),
         v if v < 1e-3 => format!("{value:.6}"),
         v if v < 1e-2 => format!("{value:.5}"),
         v if v < 1e-1 => format!("{value:.4}"),

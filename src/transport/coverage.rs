@@ -83,7 +83,7 @@ mod tests {
         let safe = ReferenceSet::uniform(concatenate(Axis(0), &[near.view(), planted.view()]).unwrap()).unwrap();
         let harm = ReferenceSet::uniform(naive::blob(10, &naive::axis(16, 0), 0.25, 6)).unwrap();
         let found = of(rows.view(), &safe, &harm, 0.6);
-        assert!(found.safe[..20].iter().chain(&found.harm).all(|r| *r > 0.02), "{found:?}");
-        assert!(found.safe[20..].iter().all(|r| *r < 0.01), "{found:?}");
+        assert!(found.safe[..20].iter().chain(&found.harm).all(|r| *r > 0.2), "{found:?}");
+        assert!(found.safe[20..].iter().all(|r| *r < 0.05), "{found:?}");
     }
 }

@@ -114,7 +114,7 @@ impl Weigher<'_> {
     /// [`Error::InvalidOption`] where `views` does not divide the dimensions, and as [`Weigher::weigh`] for the row.
     pub fn explain(&self, row: ArrayView1<'_, f32>, views: usize, strongest: usize) -> Result<RowExplanation> {
         let dims = self.dims();
-        if views == 0 || dims % views != 0 {
+        if !dims.is_multiple_of(views) {
             let reason = format!("{views} views of equal length do not make {dims} dimensions");
             return Err(Error::InvalidOption { name: "views".into(), reason });
         }
