@@ -1,6 +1,7 @@
 //! A fitted model as an immutable file: enough to weigh one row anywhere. No time, host or path is in it, so the same inputs give
 //! the same bytes and the same digest, which is its name.
 
+use super::hygiene::Hygiene;
 use crate::error::{Error, Result};
 use crate::storage::Location;
 use crate::transport::{FitReport, Prior, ReferenceSet, TransportModel, TransportOptions};
@@ -56,6 +57,9 @@ pub struct ModelCard {
     pub slack: Option<f64>,
     /// How the fit went.
     pub report: FitReport,
+    /// What was found about the references; None in models made before anything was looked for.
+    #[serde(default)]
+    pub hygiene: Option<Hygiene>,
     /// The model whose potentials this fit started from.
     pub parent: Option<String>,
 }
@@ -250,6 +254,7 @@ mod tests {
             log_z: 0.7,
             slack: None,
             report: FitReport::default(),
+            hygiene: None,
             parent: None,
         };
         StoredModel::try_new(card, transport).unwrap()

@@ -1,5 +1,6 @@
 //! The arguments.
 
+use crate::job::RowAddress;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -31,7 +32,18 @@ pub(super) enum Command {
     Weigh(JobArguments),
     /// Show what a run would do; write nothing.
     Plan(JobArguments),
-    /// Query corpus and weights: tables `corpus`, `references`, `shards`, `runs`, `models`.
+    /// Show why a row has its weight: its terms, its views, the references that matter most for it; write nothing.
+    Explain {
+        #[command(flatten)]
+        of: JobArguments,
+        /// The row: a shard's name (or the end of it) and the position in it, from 0. Can be repeated.
+        #[arg(long = "row", value_name = "SHARD:ROW", required = true)]
+        rows: Vec<RowAddress>,
+        /// Show whole texts.
+        #[arg(long)]
+        full: bool,
+    },
+    /// Query corpus and weights: tables `corpus`, `references`, `shards`, `runs`, `models`, `hygiene`.
     Sql {
         #[command(flatten)]
         of: JobArguments,
@@ -81,10 +93,6 @@ pub(super) struct JobArguments {
 impl JobArguments {
     /// The job and its overrides as they would be typed again.
     pub(super) fn as_typed(&self) -> String {
-        let quoted = |text: &str| match text.chars().all(|c| c.is_ascii_alphanumeric() || "=._-/:".contains(c)) {
-            true => text.to_owned(),
-            false => format!("'{}'", text.replace('\'', "'\\''")),
-        };
         let sets = self.set.iter().map(|set| format!(" --set {}", quoted(set)));
         quoted(&self.job) + &sets.collect::<String>()
     }
@@ -96,6 +104,14 @@ pub(super) enum Format {
     Csv,
     Json,
     Parquet,
+}
+
+/// A word as a shell takes it.
+pub(super) fn quoted(text: &str) -> String {
+    match text.chars().all(|c| c.is_ascii_alphanumeric() || "=._-/:".contains(c)) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', "'\\''")),
+    }
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

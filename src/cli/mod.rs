@@ -4,6 +4,7 @@
 //! but the fit did not converge or shards are quarantined; 2: an error.
 
 mod args;
+mod explained;
 mod progress;
 mod text;
 
@@ -57,6 +58,11 @@ async fn dispatch(arguments: Arguments, threads: usize) -> Result<u8> {
         Command::Plan(of) => {
             let plan = job::plan(&open(&of).await?).await?;
             print(&if json { to_json(&plan)? } else { text::plan(&plan) })?;
+            Ok(0)
+        }
+        Command::Explain { of, rows, full } => {
+            let rows = job::explain(&open(&of).await?, &rows).await?;
+            print(&if json { to_json(&serde_json::json!({ "rows": rows }))? } else { explained::explained(&rows, full) })?;
             Ok(0)
         }
         Command::Sql { of, query, file, format } => {

@@ -1,5 +1,7 @@
 //! Results in words.
 
+use super::args::quoted;
+use crate::catalog::Level;
 use crate::job::{Plan, RunReport, ShardState, WeighedRow};
 use crate::transport::Certificate;
 use bytesize::ByteSize;
@@ -73,12 +75,25 @@ pub(super) fn report(job: &str, report: &RunReport, weighed: bool) -> String {
     for hint in &report.hints {
         line("hint", hint.clone());
     }
+    let mut name = "references";
+    for finding in report.hygiene.findings.iter().filter(|finding| finding.level == Level::Warning) {
+        line(name, finding.message.clone());
+        name = "";
+    }
+    let notes = report.hygiene.findings.iter().filter(|finding| finding.level == Level::Note);
+    let notes: Vec<String> = notes.map(|finding| format!("{} {} {}", finding.count, finding.side.name(), finding.finding.name())).collect();
+    if !notes.is_empty() {
+        line(name, format!("noted as well (table `hygiene`): {}", notes.join(", ")));
+    }
     rows_of(&mut out, "most weight", &report.most, |row| &row.safe_ref);
     rows_of(&mut out, "least weight", &report.least, |row| &row.harm_ref);
     let _ = writeln!(out, "\nnext");
     if weighed {
         let _ = writeln!(out, "  pushpull sql {job} -f queries/best_80_percent.sql");
         let _ = writeln!(out, "  pushpull sql {job} -f queries/most_down_weighted.sql");
+        if let Some(row) = report.least.first() {
+            let _ = writeln!(out, "  pushpull explain {job} --row {}", quoted(&format!("{}:{}", row.shard, row.row)));
+        }
     } else {
         let _ = writeln!(out, "  pushpull weigh {job}");
     }

@@ -1,7 +1,9 @@
 //! Fits the potentials: draws the sample over all shards, embeds it once, and lets transport iterate over it.
 
+use super::contents::{ContentIndex, Occurrences};
 use super::context::Job;
 use super::encoder::{RowColumns, RowEncoder};
+use super::hygiene::Judged;
 use super::references::{ReferenceRows, Side, check_disjoint};
 use super::report::Quarantined;
 use super::sample::{SampledShard, draw};
@@ -77,13 +79,14 @@ pub async fn fit_model(
         ReadOptions { columns: encoder.columns().to_read(), rows: None, chunk_rows: job.options.chunk_rows, memory: job.options.memory };
     let (total, progress) = (requests.1, Arc::clone(&job.options.progress));
     let (requests, task_encoder, runtime) = (requests.0, encoder.clone(), Handle::current());
+    let index = ContentIndex::new([safe_rows, harm_rows], encoder.columns())?;
     let sampled = tokio::task::spawn_blocking(move || {
         progress.begin("embedding the sample", total);
-        let sampled = embed_sample(requests, read, &task_encoder, runtime, |done| progress.advance(done));
+        let sampled = embed_sample(requests, read, (&task_encoder, &index), runtime, |done| progress.advance(done));
         progress.end();
         sampled
     });
-    let (sample, bad) = sampled.await.map_err(|e| Error::Internal(format!("sampling: {e}")))??;
+    let (sample, bad, occurrences) = sampled.await.map_err(|e| Error::Internal(format!("sampling: {e}")))??;
     quarantined.extend(bad);
     if sample.nrows() == 0 {
         let help = "no row of the sample has text in the job's columns".to_owned();
@@ -105,6 +108,7 @@ pub async fn fit_model(
     let cost_cache_bytes = options.cost_cache_bytes.min(usize::try_from(job.options.memory / 2).unwrap_or(usize::MAX));
     let fit_options = TransportOptions { cost_cache_bytes, ..options.clone() };
     let progress = Arc::clone(&job.options.progress);
+    let (safe_set, harm_set) = (safe.clone(), harm.clone());
     let fitted = tokio::task::spawn_blocking(move || {
         let warm = potentials.as_ref().map(|(safe, harm)| (safe.as_slice(), harm.as_slice()));
         let mut phase = None;
@@ -124,6 +128,16 @@ pub async fn fit_model(
         fitted
     });
     let fitted = fitted.await.map_err(|e| Error::Internal(format!("fit: {e}")))??;
+    let judged = Judged {
+        rows: [safe_rows, harm_rows],
+        sets: [&safe_set, &harm_set],
+        columns: encoder.columns(),
+        mean_cost: fitted.report.mean_cost,
+        coverage: &fitted.coverage,
+        occurrences: &occurrences,
+        sample_rows: fitted.report.rows,
+    };
+    let hygiene = Some(judged.judge()?);
     let transport = fitted.model;
     let card = ModelCard {
         format: MODEL_FORMAT,
@@ -143,6 +157,7 @@ pub async fn fit_model(
         log_z: transport.log_z,
         slack: transport.slack,
         report: fitted.report,
+        hygiene,
         parent: warm.map(|model| model.digest.clone()),
     };
     Ok(Fitted { model: StoredModel::try_new(card, transport)?, quarantined })
@@ -184,25 +199,34 @@ async fn draw_requests(job: &Job, shards: &[Shard]) -> Result<((Vec<ShardRequest
     Ok(((requests, total), quarantined))
 }
 
-/// Vectors of the sampled rows that have text, in the order of shards and rows.
+/// Vectors of the sampled rows that have text, in the order of shards and rows, and the references that are among these rows.
 fn embed_sample(
     requests: Vec<ShardRequest>,
     options: ReadOptions,
-    encoder: &RowEncoder,
+    (encoder, index): (&RowEncoder, &ContentIndex),
     runtime: Handle,
     mut progress: impl FnMut(u64),
-) -> Result<(Array2<f32>, Vec<Quarantined>)> {
+) -> Result<(Array2<f32>, Vec<Quarantined>, Occurrences)> {
     let shards: Vec<Shard> = requests.iter().map(|request| request.shard.clone()).collect();
+    let wanted: Vec<Option<Vec<u64>>> = requests.iter().map(|request| request.rows.clone()).collect();
+    let (mut occurrences, mut begun) = (Occurrences::new(), (0, 0));
     let (mut values, mut dims, mut done) = (Vec::new(), 0, 0);
     let (mut quarantined, mut first_error) = (Vec::new(), None);
     let mut ahead = read_ahead(requests, options, runtime);
-    while let Some((index, event)) = ahead.next_blocking() {
-        let shard = &shards[index];
+    while let Some((request, event)) = ahead.next_blocking() {
+        let shard = &shards[request];
         let outcome = match event {
             ShardEvent::Rows(chunk, _permit) => encoder.encode(&shard.name, &chunk.batch).and_then(|rows| {
                 if dims > 0 && rows.present.contains(&true) {
                     check_dimensions(&shard.name, encoder, rows.vectors.ncols(), dims)?;
                 }
+                let first = if begun.0 == request { begun.1 } else { 0 };
+                begun = (request, first + rows.present.len());
+                let position = |row: usize| match &wanted[request] {
+                    Some(rows) => rows.get(first + row).copied().unwrap_or_default(),
+                    None => (first + row) as u64,
+                };
+                index.look(&shard.name, &chunk.batch, encoder.columns(), position, &mut occurrences)?;
                 Ok(rows)
             }),
             ShardEvent::Failed(error) => Err(error),
@@ -231,7 +255,7 @@ fn embed_sample(
     }
     let rows = values.len().checked_div(dims).unwrap_or(0);
     let sample = Array2::from_shape_vec((rows, dims), values).map_err(|e| Error::Internal(format!("sample: {e}")))?;
-    Ok((sample, quarantined))
+    Ok((sample, quarantined, occurrences))
 }
 
 fn check_set(sample: &Array2<f32>, set: &ReferenceSet, rows: &ReferenceRows) -> Result<()> {

@@ -5,10 +5,13 @@
 //! visible before its commit; a shard that cannot be read is quarantined and named, and the others go on.
 //! Memory: [`RunOptions::memory`] for chunks, plus the fit's sample (`sample_rows` × dimensions × 4 bytes).
 
+mod contents;
 mod context;
 mod encoder;
+mod explain;
 mod file;
 mod fit;
+mod hygiene;
 mod plan;
 mod query;
 mod references;
@@ -19,6 +22,10 @@ mod weigh;
 
 pub use context::{DEFAULT_CHUNK_ROWS, DEFAULT_MEMORY, Job, Progress, RunOptions};
 pub use encoder::{RowColumns, RowEncoder, load_model, read_model_folder};
+pub use explain::{
+    ExplainedPrior, ExplainedReference, ExplainedRow, ExplainedSide, ExplainedView, ExplainedWeight, Factors, PublishedState, RowAddress,
+    RowText, explain,
+};
 pub use file::{BUILTIN, CorpusSection, DEFAULT_SAMPLE_ROWS, EmbedSection, JobFile, OutputSection, ReferencesSection, TransportSection};
 pub use fit::{Fitted, fit_model, load_references, problem_digest};
 pub use plan::{Plan, PlannedShard, ShardState, plan};

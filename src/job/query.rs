@@ -1,11 +1,11 @@
-//! A job as SQL tables: `corpus` (rows and weights), `references`, `shards`, `runs` and `models`.
+//! A job as SQL tables: `corpus` (rows and weights), `references`, `shards`, `runs`, `models` and `hygiene`.
 
 use super::context::Job;
 use super::encoder::RowColumns;
 use super::fit::FOOTERS_AT_ONCE;
 use super::plan::{Plan, ShardState};
 use super::references::{ReferenceRows, Side};
-use crate::catalog::{Published, StoredModel, WeightsTable, list_runs};
+use crate::catalog::{Finding, FindingItem, Published, StoredModel, WeightsTable, list_runs};
 use crate::error::{Error, Result};
 use crate::shard::{Layout, Shard};
 use crate::sql::{CorpusShard, CorpusTable, LazyTable, SidecarRef, SqlSession};
@@ -63,6 +63,18 @@ pub async fn sql_session(job: &Job, threads: usize) -> Result<SqlSession> {
     let shard_states = shard_states(&plan, published)?;
     session.register_batches("shards", shard_states.schema(), vec![shard_states])?;
     register_references(&session, job)?;
+    let output = job.output.clone();
+    register(&session, "hygiene", hygiene(&[])?, move || {
+        let output = output.clone();
+        async move {
+            let mut stored = Vec::new();
+            for digest in StoredModel::list(&output).await? {
+                stored.push(StoredModel::read(&output, &digest).await?);
+            }
+            hygiene(&stored)
+        }
+        .boxed()
+    })?;
     let output = job.output.clone();
     register(&session, "models", models(&[])?, move || {
         let output = output.clone();
@@ -194,6 +206,31 @@ fn models(cards: &[StoredModel]) -> Result<RecordBatch> {
         ("cost_harm_before", number(&|m| m.card.report.transport_cost.harm.before)),
         ("cost_harm_after", number(&|m| m.card.report.transport_cost.harm.after)),
         ("embedder", texts(cards.iter().map(|m| Some(&m.card.embedder)))),
+    ])
+}
+
+/// One row a reference concerned by a finding about a model's references (or a finding without any, as that there are too few).
+fn hygiene(stored: &[StoredModel]) -> Result<RecordBatch> {
+    let mut rows: Vec<(&StoredModel, &Finding, Option<&FindingItem>)> = Vec::new();
+    for model in stored {
+        for finding in model.card.hygiene.iter().flat_map(|hygiene| &hygiene.findings) {
+            match finding.items.is_empty() {
+                true => rows.push((model, finding, None)),
+                false => rows.extend(finding.items.iter().map(|item| (model, finding, Some(item)))),
+            }
+        }
+    }
+    batch(vec![
+        ("model", texts(rows.iter().map(|(model, ..)| Some(&model.digest)))),
+        ("level", texts(rows.iter().map(|(_, finding, _)| Some(finding.level.name())))),
+        ("finding", texts(rows.iter().map(|(_, finding, _)| Some(finding.finding.name())))),
+        ("side", texts(rows.iter().map(|(_, finding, _)| Some(finding.side.name())))),
+        ("row_count", Arc::new(Int64Array::from_iter_values(rows.iter().map(|(_, finding, _)| finding.count as i64)))),
+        ("mass", Arc::new(Float64Array::from_iter_values(rows.iter().map(|(_, finding, _)| finding.mass)))),
+        ("id", texts(rows.iter().map(|(.., item)| item.map(|item| &item.id)))),
+        ("other", texts(rows.iter().map(|(.., item)| item.and_then(|item| item.other.as_ref())))),
+        ("value", Arc::new(rows.iter().map(|(.., item)| item.and_then(|item| item.value)).collect::<Float64Array>())),
+        ("message", texts(rows.iter().map(|(_, finding, _)| Some(&finding.message)))),
     ])
 }
 

@@ -1,7 +1,7 @@
 //! The two reference files: rows with an id, a mass, a category and the corpus's columns.
 
+use super::contents::contents_of;
 use super::encoder::{RowColumns, RowEncoder};
-use crate::embed;
 use crate::error::{Error, Result, nearest};
 use crate::shard::ShardFormat;
 use crate::storage::Location;
@@ -18,24 +18,7 @@ use std::collections::HashMap;
 use std::io::Cursor;
 use std::sync::Arc;
 
-/// Which set a reference is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    /// Trusted rows: the corpus is pulled towards them.
-    Safe,
-    /// Harmful rows: the corpus is pushed away from them.
-    Harm,
-}
-
-impl Side {
-    /// `safe` or `harm`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Side::Safe => "safe",
-            Side::Harm => "harm",
-        }
-    }
-}
+pub use crate::catalog::Side;
 
 /// One reference file, read and not yet embedded.
 #[derive(Debug, Clone)]
@@ -52,8 +35,10 @@ pub struct ReferenceRows {
     pub masses: Vec<f64>,
     /// Each row's `category`, where there is one.
     pub categories: Vec<Option<String>>,
-    /// The columns that are embedded.
+    /// The columns that are embedded: the views, and then the fallback where the file has it.
     pub batch: RecordBatch,
+    /// How many of them are views.
+    pub views: usize,
 }
 
 impl ReferenceRows {
@@ -88,7 +73,7 @@ impl ReferenceRows {
         // A reference file without plain documents has no use for the fallback.
         positions.extend(columns.fallback().and_then(|column| schema.index_of(column).ok()));
         let batch = table.project(&positions).map_err(|e| failed(e.to_string()))?;
-        Ok(Self { side, location: location.to_owned(), digest, ids, masses, categories, batch })
+        Ok(Self { side, location: location.to_owned(), digest, ids, masses, categories, batch, views: columns.views().len() })
     }
 
     /// Embeds the rows.
@@ -106,53 +91,27 @@ impl ReferenceRows {
             .map_err(|e| Error::References { location: self.location.clone(), reason: e.to_string() })
     }
 
-    /// What each row is compared by: its texts, or its vector.
-    fn contents(&self, columns: &RowColumns) -> Result<Vec<Vec<u8>>> {
-        let mut contents = vec![Vec::new(); self.batch.num_rows()];
-        if !columns.is_text() {
-            let rows = embed::vectors(&self.location, &columns.views()[0], self.batch.column(0))?;
-            for (content, row) in contents.iter_mut().zip(rows.vectors.rows()) {
-                row.iter().for_each(|value| content.extend_from_slice(&value.to_le_bytes()));
-            }
-            return Ok(contents);
-        }
-        for (column, field) in self.batch.columns().iter().zip(self.batch.schema().fields()) {
-            for (content, text) in contents.iter_mut().zip(embed::texts(&self.location, field.name(), column)?) {
-                content.extend_from_slice(text.unwrap_or("\u{0}").trim().as_bytes());
-                content.push(0);
-            }
-        }
-        Ok(contents)
-    }
-
-    /// One text for a person: the texts of the row, a line each. Empty where the columns are vectors.
+    /// One text for a person: the texts that are embedded, a line each. Empty where the columns are vectors.
     pub fn text(&self, row: usize) -> String {
-        let texts = self.batch.columns().iter().filter_map(|column| {
-            let text = strings(&column.slice(row, 1)).ok()?.pop()??;
-            Some(text)
-        });
-        texts.collect::<Vec<_>>().join("\n")
+        let text = |column: &ArrayRef| strings(&column.slice(row, 1)).ok()?.pop()?;
+        let (views, fallback) = self.batch.columns().split_at(self.views.min(self.batch.num_columns()));
+        let texts: Vec<String> = views.iter().filter_map(text).collect();
+        if texts.is_empty() { fallback.iter().find_map(text).unwrap_or_default() } else { texts.join("\n") }
     }
 }
 
-/// Refuses rows that are in both sets, and tells of rows that are twice in one.
+/// Refuses rows that are in both sets. What else is wrong with them is told after the fit, see `hygiene`.
 ///
 /// # Errors
 /// [`Error::References`] with their number and ids.
 pub fn check_disjoint(safe: &ReferenceRows, harm: &ReferenceRows, columns: &RowColumns) -> Result<()> {
-    let (in_safe, in_harm) = (safe.contents(columns)?, harm.contents(columns)?);
-    for (rows, contents) in [(safe, &in_safe), (harm, &in_harm)] {
-        let mut seen = HashMap::new();
-        let twice: Vec<&str> =
-            rows.ids.iter().zip(contents).filter(|(id, content)| seen.insert(*content, *id).is_some()).map(|(id, _)| id.as_str()).collect();
-        if !twice.is_empty() {
-            tracing::warn!("references {}: {} twice ({}); each copy counts", rows.location, count(twice.len(), "row"), some_of(&twice));
-        }
-    }
+    let (in_safe, in_harm) = (contents_of(safe, columns)?, contents_of(harm, columns)?);
     let safe_ids: HashMap<_, _> = in_safe.iter().zip(&safe.ids).collect();
     let both: Vec<String> = in_harm
         .iter()
         .zip(&harm.ids)
+        // A row without text is refused when it is embedded.
+        .filter(|(content, _)| !content.is_empty())
         .filter_map(|(content, id)| safe_ids.get(content).map(|safe_id| format!("{id} = {safe_id}")))
         .collect();
     if both.is_empty() {
@@ -232,7 +191,7 @@ fn missing(location: &str, column: &str, schema: &SchemaRef) -> Error {
     Error::Column { object: format!("references {location}"), column: column.to_owned(), reason }
 }
 
-fn some_of(names: &[&str]) -> String {
+pub(super) fn some_of(names: &[&str]) -> String {
     let shown = names[..names.len().min(5)].join(", ");
     if names.len() > 5 { format!("{shown}, …") } else { shown }
 }

@@ -1,6 +1,6 @@
 //! What a run did, for machines and for people.
 
-use crate::catalog::{ModelCard, Published};
+use crate::catalog::{Hygiene, ModelCard, Published};
 use crate::error::Error;
 use crate::shard::Shard;
 use crate::transport::{Certificate, Residuals, TransportCosts};
@@ -8,6 +8,8 @@ use serde::Serialize;
 
 /// A mean weight this far from 1 is worth a hint. Sampling alone moves it less: by 0.01 for 300,000 rows and the default sample.
 const DRIFT: f64 = 0.05;
+/// References listed of each finding. A run's report is stored with every run.
+const LISTED: usize = 20;
 
 /// A shard that could not be weighed, and why. It is tried again in every run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -136,6 +138,8 @@ pub struct RunReport {
     pub quarantined: Vec<Quarantined>,
     /// What to look at although nothing failed.
     pub hints: Vec<String>,
+    /// What was found about the references when the model was fitted, with a few of the references concerned; the table `hygiene` has all.
+    pub hygiene: Hygiene,
     /// The most and the least weighted rows of this run. Not in the JSON: rows belong in SQL.
     #[serde(skip)]
     pub most: Vec<WeighedRow>,
@@ -179,6 +183,7 @@ impl RunReport {
             version: None,
             quarantined: Vec::new(),
             hints: Vec::new(),
+            hygiene: card.hygiene.as_ref().map(|hygiene| hygiene.shortened(LISTED)).unwrap_or_default(),
             most: Vec::new(),
             least: Vec::new(),
         }

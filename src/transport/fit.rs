@@ -24,12 +24,13 @@ use rand_chacha::ChaCha8Rng;
 use super::certificate::Certificate;
 use super::convergence::{CERTIFICATE_ROUNDING, Criterion, Ending, Measured, Verdict};
 use super::cost::{PackedReferences, check_rows, mean_cost};
+use super::coverage::{Coverage, coverage};
 use super::dual::{centre, damping};
 use super::model::TransportModel;
 use super::options::{AUTO_EPSILON_PER_COST, AUTO_PRIOR_PER_COST, Auto, HELD_OUT_MIN_SAMPLE, TransportOptions};
 use super::prior::{PRIOR_INVERSE_PENALTY, Prior, prior_terms};
 use super::references::ReferenceSet;
-use super::report::{Fit, FitProgress, FitReport, Residuals, TransportCosts};
+use super::report::{Fit, FitProgress, FitReport, MeanTerms, Residuals, TransportCosts};
 use super::sample::{SampleTiles, pack};
 use super::select::{Selection, epsilon_of, select};
 use super::solver::{Iterate, Problem, Solved};
@@ -149,6 +150,7 @@ struct Solution {
     solved: Solved,
     history: History,
     costs: TransportCosts,
+    coverage: Coverage,
 }
 
 /// Everything that stays the same during a fit.
@@ -182,9 +184,13 @@ impl Fitting<'_> {
         let tiles = SampleTiles::try_new(self.sample, order, &self.packed.0, &self.packed.1, self.options.cost_cache_bytes)?;
         let (iterate, online_steps) = self.begin(&problem, &tiles, start, progress)?;
         let mut solved = problem.whole_sample(&tiles, iterate, progress)?;
-        let costs = if last { problem.transport_costs(&tiles, &mut solved, progress)? } else { TransportCosts::default() };
+        let (mut costs, mut covered) = (TransportCosts::default(), Coverage::default());
+        if last {
+            costs = problem.transport_costs(&tiles, &mut solved, progress)?;
+            covered = coverage(&tiles, self.safe, self.harm, self.resolved.mean_cost)?;
+        }
         let history = History { steps: solved.steps, online_steps, halvings: solved.halvings, oscillated: solved.oscillated };
-        Ok(Solution { solved, history, costs })
+        Ok(Solution { solved, history, costs, coverage: covered })
     }
 
     /// The iterate that whole-sample steps start from, and the online steps that led there.
@@ -231,7 +237,8 @@ impl Fitting<'_> {
 
     /// The model, its certificate and the report. `order` holds every row of the sample.
     fn finish(&self, order: &[usize], solution: Solution, held_out: HeldOut) -> Result<Fit> {
-        let Solution { solved, history, costs } = solution;
+        let Solution { solved, history, costs, coverage } = solution;
+        let mean = |terms: &[f64]| terms.iter().sum::<f64>() / terms.len().max(1) as f64;
         let rows = self.sample.nrows();
         let log_z = solved.pass.log_mass - (rows as f64).ln();
         let model = TransportModel::try_new(TransportModel {
@@ -266,8 +273,13 @@ impl Fitting<'_> {
             selection: self.resolved.selection,
             transport_cost: costs,
             certificate,
+            mean_terms: Some(MeanTerms {
+                pull: mean(&solved.pass.pull),
+                push: mean(&solved.pass.push),
+                prior: mean(&self.prior_terms),
+            }),
         };
-        Ok(Fit { model, report })
+        Ok(Fit { model, report, coverage })
     }
 
     /// The verdict on what the certificate measured: None where the fit has converged.

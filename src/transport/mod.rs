@@ -42,7 +42,10 @@
 //! | `options`, `fit`, `report` | what a fit is told, does, and says |
 //! | `observed` | what weighed rows say about the model |
 //! | `certificate` | the optimality conditions of a finished fit |
+//! | `coverage` | which references the sample's rows can serve |
+//! | `neighbours` | the nearest reference of a reference |
 //! | `model` | a fitted model that weighs rows |
+//! | `explain` | a row's weight taken apart |
 //!
 //! ```
 //! use ndarray::array;
@@ -61,12 +64,15 @@ mod acceleration;
 mod certificate;
 mod convergence;
 mod cost;
+mod coverage;
 mod dual;
+mod explain;
 mod fit;
 mod kernel;
 mod model;
 #[cfg(test)]
 mod naive;
+mod neighbours;
 mod observed;
 mod options;
 mod oscillation;
@@ -86,8 +92,11 @@ mod weight;
 
 pub use certificate::Certificate;
 pub use cost::{TILE_ROWS, UNIT_TOLERANCE};
+pub use coverage::Coverage;
+pub use explain::{LogFactors, PriorPart, ReferencePart, RowExplanation, SidePart};
 pub use fit::fit;
 pub use model::{TransportModel, Weigher};
+pub use neighbours::{Neighbour, nearest_earlier, nearest_in};
 pub use observed::{Observed, ObservedSide};
 pub use options::{
     AUTO_EPSILON_PER_COST, AUTO_PRIOR_PER_COST, Auto, DEFAULT_COST_CACHE_BYTES, DEFAULT_EFFECTIVE_FRACTION, DEFAULT_EPOCHS,
@@ -96,7 +105,7 @@ pub use options::{
 };
 pub use prior::{PRIOR_CORPUS_ROWS, PRIOR_CORPUS_SHARE, PRIOR_INVERSE_PENALTY, PRIOR_LANDMARKS, Prior};
 pub use references::ReferenceSet;
-pub use report::{BeforeAfter, Fit, FitPhase, FitProgress, FitReport, Residuals, TransportCosts};
+pub use report::{BeforeAfter, Fit, FitPhase, FitProgress, FitReport, MeanTerms, Residuals, TransportCosts};
 pub use stability::STABILITY_ROWS;
 pub use select::{SELECT_MIN_REFERENCES, Selection};
 pub use weight::RowWeight;

@@ -116,13 +116,13 @@ impl TransportModel {
 /// A model laid out for weighing. Holds a copy of both reference sets.
 #[derive(Debug)]
 pub struct Weigher<'a> {
-    model: &'a TransportModel,
-    packed_safe: PackedReferences,
-    packed_harm: PackedReferences,
+    pub(super) model: &'a TransportModel,
+    pub(super) packed_safe: PackedReferences,
+    pub(super) packed_harm: PackedReferences,
     /// `log q` of the safe and the harmful references.
-    log_masses: [Vec<f64>; 2],
-    safe: SoftTransform,
-    harm: SoftTransform,
+    pub(super) log_masses: [Vec<f64>; 2],
+    pub(super) safe: SoftTransform,
+    pub(super) harm: SoftTransform,
 }
 
 impl Weigher<'_> {

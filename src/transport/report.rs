@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::certificate::Certificate;
+use super::coverage::Coverage;
 use super::model::TransportModel;
 use super::select::Selection;
 
@@ -13,6 +14,8 @@ pub struct Fit {
     pub model: TransportModel,
     /// How the fit went.
     pub report: FitReport,
+    /// How much of each reference's mass the sample would serve as it is.
+    pub coverage: Coverage,
 }
 
 /// One number a reference set.
@@ -22,6 +25,17 @@ pub struct Residuals {
     pub safe: f64,
     /// The same of the harmful references.
     pub harm: f64,
+}
+
+/// Means over the sample, every row counted once, of the terms of a row's score: what a single row is compared with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MeanTerms {
+    /// Mean pull, in units of the cost.
+    pub pull: f64,
+    /// Mean push, in units of the cost.
+    pub push: f64,
+    /// Mean of `β · h`, in units of the cost.
+    pub prior: f64,
 }
 
 /// Entropic transport cost before and after weighing.
@@ -89,6 +103,9 @@ pub struct FitReport {
     /// The optimality conditions, measured on the finished model. Cards written before there was one read as the default.
     #[serde(default)]
     pub certificate: Certificate,
+    /// Means of the terms of the score; None in models made before they were kept.
+    #[serde(default)]
+    pub mean_terms: Option<MeanTerms>,
 }
 
 /// Where a fit is, for a progress display.

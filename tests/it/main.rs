@@ -10,6 +10,8 @@ mod bytes_read;
 mod candle_bert;
 mod embed_golden;
 mod embedders;
+mod explain;
+mod hygiene;
 mod interrupted;
 mod other_engines;
 mod queries;

@@ -1,0 +1,476 @@
+//! Why a row has its weight: reads one row of a shard, embeds and weighs it with the model that its published weight is from, and takes
+//! that weight apart. Writes nothing.
+//!
+//! Read are the log, the model, the two reference files, the pages of the row's columns (a record batch for an Arrow shard) and of its
+//! sidecar. Memory: the model, the references, one row and what [`RunOptions::memory`](super::RunOptions::memory) allows for pages.
+
+use super::context::Job;
+use super::encoder::RowEncoder;
+use super::references::{ReferenceRows, Side};
+use crate::catalog::{Published, StoredModel, WeightsTable};
+use crate::embed;
+use crate::error::{Error, Result, nearest};
+use crate::shard::{Listing, ReadOptions, Shard, ShardEvent, ShardFormat, ShardRequest, read_ahead};
+use crate::transport::{RowExplanation, RowWeight, SidePart, TransportModel, Weigher};
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Float32Type};
+use ndarray::ArrayView1;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
+use tokio::runtime::Handle;
+
+/// References named on each side.
+const STRONGEST: usize = 3;
+
+/// A row of the corpus: a shard and a position in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowAddress {
+    /// The shard's name, or the end of it where that is the end of no other.
+    pub shard: String,
+    /// Position in the shard from 0, as in the column `row`.
+    pub row: u64,
+}
+
+impl FromStr for RowAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let parts = text.rsplit_once(':').filter(|(shard, _)| !shard.is_empty());
+        let parsed = parts.and_then(|(shard, row)| Some(Self { shard: shard.to_owned(), row: row.parse().ok()? }));
+        parsed.ok_or_else(|| format!("{text}: write it as SHARD:ROW, the columns `shard` and `row`, as in part-0000.parquet:41"))
+    }
+}
+
+/// One row and why it has its weight.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ExplainedRow {
+    /// The shard's name.
+    pub shard: String,
+    /// Position in the shard, from 0.
+    pub row: u64,
+    /// The shard's version.
+    pub shard_version: String,
+    /// Digest of the model.
+    pub model: String,
+    /// The row's texts: the job's text columns, then the fallback. Empty where the job reads vectors.
+    pub texts: Vec<RowText>,
+    /// What the table holds of the row.
+    pub published: PublishedState,
+    /// The weight in parts; null where the row has none.
+    pub explained: Option<ExplainedWeight>,
+    /// What to know when reading this.
+    pub notes: Vec<String>,
+}
+
+/// One text of a row.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RowText {
+    /// The column.
+    pub column: String,
+    /// What is in it.
+    pub text: Option<String>,
+    /// Whether it is embedded: a null is not, and the fallback only where every text column is null.
+    pub embedded: bool,
+}
+
+/// How the weight computed here compares with the one in the table.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum PublishedState {
+    /// The shard is not weighed yet; the table's current model is used.
+    NotYet,
+    /// The table holds the same numbers, to the bit, and the same references; or no weight, as here.
+    Same,
+    /// The table holds other numbers. Another kind of processor can move their last digits.
+    Differs {
+        /// The weight in the table.
+        weight: Option<f32>,
+    },
+}
+
+/// A weight in parts. Costs are in units of the cost `1 − cos`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ExplainedWeight {
+    /// The weight; 1 is "as the corpus has it".
+    pub weight: f32,
+    /// `pull − λ · push + prior`.
+    pub score: f64,
+    /// The parts of the product that the weight is; null for models made before the sample's means were kept.
+    pub factors: Option<Factors>,
+    /// The prior's part.
+    pub prior: ExplainedPrior,
+    /// τ, by which differences of the score are divided.
+    pub tau: f64,
+    /// What the safe references say.
+    pub safe: ExplainedSide,
+    /// What the harmful references say.
+    pub harm: ExplainedSide,
+    /// Each view of the row.
+    pub views: Vec<ExplainedView>,
+}
+
+/// `weight = typical × pull × push × prior`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Factors {
+    /// Weight of a row whose pull, push and prior are the sample's means.
+    pub typical: f64,
+    /// What the row's pull makes of it, by its difference from the mean.
+    pub pull: f64,
+    /// What its push makes of it.
+    pub push: f64,
+    /// What its prior makes of it.
+    pub prior: f64,
+}
+
+/// The prior's part.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct ExplainedPrior {
+    /// `β · h`.
+    pub value: f64,
+    /// Its mean over the sample.
+    pub mean: Option<f64>,
+    /// `(1 + h)/2`, how likely the classifier learned from the references calls the row harmful, in `[0, 1]`.
+    pub probability: f64,
+}
+
+/// One side's part.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ExplainedSide {
+    /// The pull, or the push.
+    pub value: f64,
+    /// Its mean over the sample.
+    pub mean: Option<f64>,
+    /// Mean cost to the references, each counted by its responsibility.
+    pub mean_cost: f64,
+    /// The references with the largest responsibilities, largest first. The first is the row's `safe_ref` or `harm_ref`.
+    pub strongest: Vec<ExplainedReference>,
+}
+
+/// A reference and its part for the row.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ExplainedReference {
+    /// Its id.
+    pub id: String,
+    /// Its category, if it has one.
+    pub category: Option<String>,
+    /// Its text; null where the job reads vectors, or the file is not the one of the fit.
+    pub text: Option<String>,
+    /// Share of the row that goes to it; over all references of a side these sum to 1.
+    pub responsibility: f64,
+    /// The cost between the two.
+    pub cost: f64,
+    /// Each view's own cost, in the order of `views`; null where one of the two has no such view.
+    pub view_costs: Vec<Option<f64>>,
+    /// Its potential: above 0 it attracts rows more than its cost says.
+    pub potential: f64,
+    /// Its share of the side's mass.
+    pub mass: f64,
+}
+
+/// One view of the row.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ExplainedView {
+    /// The column.
+    pub view: String,
+    /// The view's mean cosine cost to the safe references, each counted by its responsibility; null for a view that is empty.
+    pub cost_to_safe: Option<f64>,
+    /// The same to the harmful references.
+    pub cost_to_harm: Option<f64>,
+    /// The row's weight if this view were null; null where it is, or is the only one.
+    pub weight_without: Option<f32>,
+}
+
+/// Explains rows, in the order given.
+///
+/// # Errors
+/// [`Error::InvalidOption`] for a shard or row that is not there, [`Error::Catalog`] before the first model, [`Error::Shard`] for a shard that changed
+/// since it was weighed, [`Error::Model`] where the job's columns or embedder are not the model's, and what the store answers.
+pub async fn explain(job: &Job, addresses: &[RowAddress]) -> Result<Vec<ExplainedRow>> {
+    let table = WeightsTable::open(&job.output).await?;
+    let (published, current) = (table.published()?, table.model()?);
+    let Some(current) = current else {
+        let reason = "has no model yet; `pushpull run` makes one".to_owned();
+        return Err(Error::Catalog { location: job.output.to_string(), reason, source: None });
+    };
+    let listing = job.list().await?;
+    let found = addresses
+        .iter()
+        .map(|address| Ok((find(&listing, &published, &address.shard)?, address.row)))
+        .collect::<Result<Vec<(&Shard, u64)>>>()?;
+    for (shard, _) in &found {
+        if published.get(&shard.name).is_some_and(|sidecar| sidecar.shard_version != shard.version()) {
+            let reason = "changed since it was weighed: run `pushpull run` again".to_owned();
+            return Err(Error::Shard { shard: shard.name.clone(), row_group: None, reason, source: None });
+        }
+    }
+    let encoder = RowEncoder::load(&job.file, &job.stores).await?;
+    let columns = encoder.columns();
+    let (safe, harm) = (job.stores.open(&job.file.references.safe)?, job.stores.open(&job.file.references.harm)?);
+    let references = [ReferenceRows::read(Side::Safe, &safe, columns).await?, ReferenceRows::read(Side::Harm, &harm, columns).await?];
+
+    let model_of = |shard: &Shard| published.get(&shard.name).map_or(&current, |sidecar| &sidecar.model);
+    let mut models = BTreeMap::new();
+    for digest in found.iter().map(|(shard, _)| model_of(shard)).collect::<BTreeSet<_>>() {
+        let model = StoredModel::read(&job.output, digest).await?;
+        check_model(&model, &encoder)?;
+        models.insert(digest, model);
+    }
+    let mut rows = Vec::with_capacity(found.len());
+    for (shard, row) in found {
+        let Some(model) = models.get(model_of(shard)) else { continue };
+        let batch = read_row(job, shard, columns.to_read(), row).await?;
+        let sidecar = match published.get(&shard.name) {
+            Some(sidecar) => Some(read_sidecar(job, sidecar, row).await?),
+            None => None,
+        };
+        // Embedding and transport run on rayon's pool and must not hold up the runtime.
+        let (shard, model, encoder, references) = (shard.clone(), model.clone(), encoder.clone(), references.clone());
+        let explained =
+            tokio::task::spawn_blocking(move || explain_row(&shard, row, &batch, sidecar.as_ref(), &model, &encoder, &references));
+        rows.push(explained.await.map_err(|e| Error::Internal(format!("explain: {e}")))??);
+    }
+    Ok(rows)
+}
+
+/// The shard that is meant: by its name, or by an end of its name that is no other's.
+fn find<'a>(listing: &'a Listing, published: &BTreeMap<String, Published>, wanted: &str) -> Result<&'a Shard> {
+    let failed = |reason: String| Error::InvalidOption { name: "--row".into(), reason };
+    if let Some(shard) = listing.shards.iter().find(|shard| shard.name == wanted) {
+        return Ok(shard);
+    }
+    if published.contains_key(wanted) {
+        return Err(failed(format!("shard {wanted} is gone from the corpus; only its weights are left")));
+    }
+    let ends = |name: &str| name.strip_suffix(wanted).is_some_and(|before| before.ends_with('/'));
+    let candidates: Vec<&Shard> = listing.shards.iter().filter(|shard| ends(&shard.name)).collect();
+    match candidates[..] {
+        [shard] => Ok(shard),
+        [] => {
+            let names = || listing.shards.iter().map(|shard| shard.name.as_str());
+            Err(failed(match nearest(wanted, names()) {
+                Some(near) => format!("no shard {wanted}; did you mean {near}?"),
+                None => format!("no shard {wanted} among {}, the first is {}", names().count(), names().next().unwrap_or_default()),
+            }))
+        }
+        [first, second, ..] => Err(failed(format!(
+            "{wanted} is the end of {} names, {} and {} among them; give more of it",
+            candidates.len(),
+            first.name,
+            second.name
+        ))),
+    }
+}
+
+/// A weight can only be taken apart by the embedder and the columns that it was made with.
+fn check_model(model: &StoredModel, encoder: &RowEncoder) -> Result<()> {
+    let (card, columns) = (&model.card, encoder.columns());
+    let reason = if card.columns != columns.views() || card.text_fallback.as_deref() != columns.fallback() {
+        let fallback = card.text_fallback.as_ref().map(|column| format!(" with fallback {column}")).unwrap_or_default();
+        format!("was fitted on the columns {}{fallback}; the job names others", card.columns.join(", "))
+    } else if card.embedder != encoder.fingerprint() {
+        "was fitted with another embedder than the job's `embed.model`".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(Error::Model {
+        location: model.digest.clone(),
+        reason: format!("{reason}; use the job file that the table was made with"),
+        source: None,
+    })
+}
+
+/// One row of a shard.
+async fn read_row(job: &Job, shard: &Shard, columns: Vec<String>, row: u64) -> Result<RecordBatch> {
+    let options = ReadOptions { columns, rows: None, chunk_rows: 1, memory: job.options.memory };
+    let (request, name, runtime) = (ShardRequest { shard: shard.clone(), rows: Some(vec![row]) }, shard.name.clone(), Handle::current());
+    let read = tokio::task::spawn_blocking(move || {
+        let mut ahead = read_ahead(vec![request], options, runtime);
+        while let Some((_, event)) = ahead.next_blocking() {
+            match event {
+                ShardEvent::Opened(layout) if layout.rows() <= row => {
+                    let reason = format!("{name}:{row}: the shard has {} rows, and rows count from 0", layout.rows());
+                    return Err(Error::InvalidOption { name: "--row".into(), reason });
+                }
+                ShardEvent::Rows(chunk, _permit) if chunk.batch.num_rows() == 1 => return Ok(chunk.batch),
+                ShardEvent::Failed(error) => return Err(error),
+                ShardEvent::Opened(_) | ShardEvent::Rows(..) | ShardEvent::Done => {}
+            }
+        }
+        Err(Error::Internal(format!("{name}:{row} was not read")))
+    });
+    read.await.map_err(|e| Error::Internal(format!("reading a row: {e}")))?
+}
+
+/// What the table holds of a row; `None` inside is a row without a weight.
+#[derive(Debug, Clone, PartialEq)]
+struct PublishedRow(Option<(RowNumbers, String, String)>);
+
+/// Weight, pull, push and prior.
+type RowNumbers = [f32; 4];
+
+async fn read_sidecar(job: &Job, sidecar: &Published, row: u64) -> Result<PublishedRow> {
+    let location = job.output.join(&sidecar.path);
+    let meta = location.head().await?;
+    let file = Shard { name: sidecar.path.clone(), location, meta, format: ShardFormat::Parquet };
+    let numbers = ["weight", "pull", "push", "prior"];
+    let columns = numbers.into_iter().chain(["safe_ref", "harm_ref"]).map(str::to_owned).collect();
+    let batch = read_row(job, &file, columns, row).await?;
+    let failed = |what: &str| Error::Internal(format!("sidecar {}: {what}", sidecar.path));
+    let number = |column: usize| -> Result<Option<f32>> {
+        let values = batch.column(column).as_primitive_opt::<Float32Type>().ok_or_else(|| failed("a weight column is no f32"))?;
+        Ok(values.is_valid(0).then(|| values.value(0)))
+    };
+    let id = |column: usize| -> Result<Option<String>> {
+        let values = cast(batch.column(column), &DataType::Utf8).map_err(|e| failed(&e.to_string()))?;
+        Ok(values.as_string::<i32>().iter().next().flatten().map(str::to_owned))
+    };
+    let weighed = (number(0)?, number(1)?, number(2)?, number(3)?, id(4)?, id(5)?);
+    Ok(PublishedRow(match weighed {
+        (Some(weight), Some(pull), Some(push), Some(prior), Some(safe), Some(harm)) => Some(([weight, pull, push, prior], safe, harm)),
+        _ => None,
+    }))
+}
+
+fn explain_row(
+    shard: &Shard,
+    row: u64,
+    batch: &RecordBatch,
+    sidecar: Option<&PublishedRow>,
+    model: &StoredModel,
+    encoder: &RowEncoder,
+    references: &[ReferenceRows; 2],
+) -> Result<ExplainedRow> {
+    let columns = encoder.columns();
+    let mut texts = Vec::new();
+    if columns.is_text() {
+        for (name, column) in columns.to_read().into_iter().zip(batch.columns()) {
+            let text = embed::texts(&shard.name, &name, column)?.pop().flatten().map(str::to_owned);
+            let stands_in = texts.len() < columns.views().len() || !texts.iter().any(|text: &RowText| text.embedded);
+            texts.push(RowText { column: name, embedded: text.is_some() && stands_in, text });
+        }
+    }
+    let vectors = encoder.encode(&shard.name, batch)?;
+    let mut notes = Vec::new();
+    let weigher = model.transport.weigher()?;
+    let explained = if vectors.present.first() == Some(&true) {
+        super::weigh::check_dimensions(&shard.name, encoder, vectors.vectors.ncols(), weigher.dims())?;
+        let vector = vectors.vectors.row(0);
+        if vector.iter().all(|value| *value == 0.0) {
+            notes.push("the embedder knows no token of this row: a zero vector, at cost 1 from every reference".to_owned());
+        }
+        if texts.len() > columns.views().len() && texts.last().is_some_and(|text| text.embedded) {
+            let last = columns.views().last().cloned().unwrap_or_default();
+            let fallback = columns.fallback().unwrap_or_default();
+            notes.push(format!("every text column is null: `{fallback}` stands in the view `{last}`"));
+        }
+        Some(explain_vector(vector, &weigher, model, columns.views(), references, &mut notes)?)
+    } else {
+        let all: Vec<String> = columns.to_read().into_iter().map(|column| format!("`{column}`")).collect();
+        let null = if all.len() == 1 { "is null" } else { "are all null" };
+        notes.push(format!("no weight, because {} {null}: there is nothing to embed", all.join(", ")));
+        None
+    };
+    let here = PublishedRow(explained.as_ref().map(|(weight, explained)| {
+        let first = |side: &ExplainedSide| side.strongest.first().map(|reference| reference.id.clone()).unwrap_or_default();
+        ([weight.weight, weight.pull, weight.push, weight.prior], first(&explained.safe), first(&explained.harm))
+    }));
+    let published = match sidecar {
+        None => PublishedState::NotYet,
+        Some(there) if same(&here, there) => PublishedState::Same,
+        Some(there) => PublishedState::Differs { weight: there.0.as_ref().map(|(numbers, ..)| numbers[0]) },
+    };
+    Ok(ExplainedRow {
+        shard: shard.name.clone(),
+        row,
+        shard_version: shard.version(),
+        model: model.digest.clone(),
+        texts,
+        published,
+        explained: explained.map(|(_, explained)| explained),
+        notes,
+    })
+}
+
+fn same(here: &PublishedRow, there: &PublishedRow) -> bool {
+    match (&here.0, &there.0) {
+        (None, None) => true,
+        (Some((a, safe_a, harm_a)), Some((b, safe_b, harm_b))) => {
+            a.map(f32::to_bits) == b.map(f32::to_bits) && safe_a == safe_b && harm_a == harm_b
+        }
+        _ => false,
+    }
+}
+
+/// The weight of one vector, which may be a row's or one of its parts.
+fn explain_vector(
+    vector: ArrayView1<'_, f32>,
+    weigher: &Weigher<'_>,
+    model: &StoredModel,
+    views: &[String],
+    references: &[ReferenceRows; 2],
+    notes: &mut Vec<String>,
+) -> Result<(RowWeight, ExplainedWeight)> {
+    let transport: &TransportModel = &model.transport;
+    let card = &model.card;
+    let parts: RowExplanation = weigher.explain(vector, views.len(), STRONGEST)?;
+    let mean = card.report.mean_terms;
+    let factors = mean.map(|mean| {
+        let logs = parts.log_factors(transport, &mean);
+        Factors { typical: logs.typical.exp(), pull: logs.pull.exp(), push: logs.push.exp(), prior: logs.prior.exp() }
+    });
+    let mut side = |part: &SidePart, rows: &ReferenceRows, ids: &[String], digest: &str, mean: Option<f64>| {
+        // Other rows may stand in a file of another content.
+        let known = rows.digest == digest;
+        if !known {
+            notes.push(format!("{} is not the file that the model was fitted with: its texts and categories are not shown", rows.location));
+        }
+        let named = |reference: &crate::transport::ReferencePart| ExplainedReference {
+            id: ids.get(reference.index).cloned().unwrap_or_default(),
+            category: if known { rows.categories.get(reference.index).cloned().flatten() } else { None },
+            text: known.then(|| rows.text(reference.index)).filter(|text| !text.is_empty()),
+            responsibility: reference.responsibility,
+            cost: reference.cost,
+            view_costs: reference.view_costs.clone(),
+            potential: reference.potential,
+            mass: reference.mass,
+        };
+        ExplainedSide { value: part.value, mean, mean_cost: part.mean_cost, strongest: part.strongest.iter().map(named).collect() }
+    };
+    let [safe_rows, harm_rows] = references;
+    let safe = side(&parts.safe, safe_rows, &card.safe_ids, &card.safe_digest, mean.map(|mean| mean.pull));
+    let harm = side(&parts.harm, harm_rows, &card.harm_ids, &card.harm_digest, mean.map(|mean| mean.push));
+    let views = views.iter().enumerate().map(|(index, view)| ExplainedView {
+        view: view.clone(),
+        cost_to_safe: parts.safe.view_costs[index],
+        cost_to_harm: parts.harm.view_costs[index],
+        weight_without: parts.without_view[index].map(|weight| weight.weight),
+    });
+    let explained = ExplainedWeight {
+        weight: parts.row.weight,
+        score: parts.score,
+        factors,
+        prior: ExplainedPrior { value: parts.prior.term, mean: mean.map(|mean| mean.prior), probability: 0.5 * (1.0 + parts.prior.h) },
+        tau: transport.tau,
+        safe,
+        harm,
+        views: views.collect(),
+    };
+    Ok((parts.row, explained))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_shard_and_a_row() {
+        let address = |text: &str| text.parse::<RowAddress>();
+        assert_eq!(address("a/part-0.parquet:41").unwrap(), RowAddress { shard: "a/part-0.parquet".into(), row: 41 });
+        assert_eq!(address("odd:name.parquet:0").unwrap(), RowAddress { shard: "odd:name.parquet".into(), row: 0 });
+        for wrong in ["part-0.parquet", "part-0.parquet:", "part-0.parquet:-1", ":3", "part-0.parquet:x"] {
+            assert!(address(wrong).unwrap_err().contains("SHARD:ROW"), "{wrong}");
+        }
+    }
+}
