@@ -70,8 +70,6 @@ pub async fn fit_model(
     shards: &[Shard],
     previous: Option<&StoredModel>,
 ) -> Result<Fitted> {
-    let (safe_rows, harm_rows) = references;
-    let options = job.file.transport.options();
     let (requests, mut quarantined) = draw_requests(job, shards).await?;
     let read =
         ReadOptions { columns: encoder.columns().to_read(), rows: None, chunk_rows: job.options.chunk_rows, memory: job.options.memory };
@@ -83,8 +81,21 @@ pub async fn fit_model(
         progress.end();
         sampled
     });
-    let (sample, bad) = sampled.await.map_err(|e| Error::Internal(format!("sampling: {e}")))??;
-    quarantined.extend(bad);
+    let sampled = sampled.await.map_err(|e| Error::Internal(format!("sampling: {e}")))??;
+    quarantined.extend(sampled.quarantined);
+    let model = fit_sample(job, encoder, references, Arc::new(sampled.vectors), previous).await?;
+    Ok(Fitted { model, quarantined })
+}
+
+/// Fits a model on embedded rows.
+pub(super) async fn fit_sample(
+    job: &Job,
+    encoder: &RowEncoder,
+    (safe_rows, harm_rows): (&ReferenceRows, &ReferenceRows),
+    sample: Arc<Array2<f32>>,
+    previous: Option<&StoredModel>,
+) -> Result<StoredModel> {
+    let options = job.file.transport.options();
     if sample.nrows() == 0 {
         let help = "no row of the sample has text in the job's columns".to_owned();
         return Err(Error::NotFound { location: job.file.corpus.url.clone(), help });
@@ -101,9 +112,7 @@ pub async fn fit_model(
             && (&card.safe_digest, &card.harm_digest) == (&safe_rows.digest, &harm_rows.digest)
     });
     let potentials = warm.map(|model| (model.transport.safe_potential.clone(), model.transport.harm_potential.clone()));
-    // The cache changes no bit of the result, so it is no part of what the model says it was asked for.
-    let cost_cache_bytes = options.cost_cache_bytes.min(usize::try_from(job.options.memory / 2).unwrap_or(usize::MAX));
-    let fit_options = TransportOptions { cost_cache_bytes, ..options.clone() };
+    let fit_options = within_memory(job, &options);
     let progress = Arc::clone(&job.options.progress);
     let fitted = tokio::task::spawn_blocking(move || {
         let warm = potentials.as_ref().map(|(safe, harm)| (safe.as_slice(), harm.as_slice()));
@@ -145,11 +154,18 @@ pub async fn fit_model(
         report: fitted.report,
         parent: warm.map(|model| model.digest.clone()),
     };
-    Ok(Fitted { model: StoredModel::try_new(card, transport)?, quarantined })
+    StoredModel::try_new(card, transport)
+}
+
+/// The options of a fit whose cost cache fits the job's memory. The cache changes no bit of the result, so it is no part of what a model
+/// says it was asked for.
+pub(super) fn within_memory(job: &Job, options: &TransportOptions) -> TransportOptions {
+    let cost_cache_bytes = options.cost_cache_bytes.min(usize::try_from(job.options.memory / 2).unwrap_or(usize::MAX));
+    TransportOptions { cost_cache_bytes, ..options.clone() }
 }
 
 /// Reads every footer and draws the sample: requests for the shards with sampled rows, and the number of these rows.
-async fn draw_requests(job: &Job, shards: &[Shard]) -> Result<((Vec<ShardRequest>, u64), Vec<Quarantined>)> {
+pub(super) async fn draw_requests(job: &Job, shards: &[Shard]) -> Result<((Vec<ShardRequest>, u64), Vec<Quarantined>)> {
     let footers: Vec<_> = stream::iter(shards)
         .map(|shard| async move { (shard, Layout::load(shard, false).await.map(|layout| layout.rows())) })
         .buffered(FOOTERS_AT_ONCE)
@@ -184,16 +200,27 @@ async fn draw_requests(job: &Job, shards: &[Shard]) -> Result<((Vec<ShardRequest
     Ok(((requests, total), quarantined))
 }
 
-/// Vectors of the sampled rows that have text, in the order of shards and rows.
-fn embed_sample(
+/// The wanted rows that have text, embedded.
+pub(super) struct EmbeddedRows {
+    /// One row each, in the order of shards and rows.
+    pub(super) vectors: Array2<f32>,
+    /// Which request each is of, and how many wanted rows came before it there.
+    pub(super) places: Vec<(usize, u64)>,
+    /// Shards that could not be read.
+    pub(super) quarantined: Vec<Quarantined>,
+}
+
+/// Embeds the wanted rows. Memory: their vectors, and 16 bytes a row.
+pub(super) fn embed_sample(
     requests: Vec<ShardRequest>,
     options: ReadOptions,
     encoder: &RowEncoder,
     runtime: Handle,
     mut progress: impl FnMut(u64),
-) -> Result<(Array2<f32>, Vec<Quarantined>)> {
+) -> Result<EmbeddedRows> {
     let shards: Vec<Shard> = requests.iter().map(|request| request.shard.clone()).collect();
-    let (mut values, mut dims, mut done) = (Vec::new(), 0, 0);
+    let (mut values, mut places, mut dims, mut done) = (Vec::new(), Vec::new(), 0, 0);
+    let mut seen = vec![0u64; shards.len()];
     let (mut quarantined, mut first_error) = (Vec::new(), None);
     let mut ahead = read_ahead(requests, options, runtime);
     while let Some((index, event)) = ahead.next_blocking() {
@@ -217,6 +244,8 @@ fn embed_sample(
                 progress(done);
                 let kept = rows.vectors.axis_iter(Axis(0)).zip(&rows.present).filter(|(_, present)| **present);
                 kept.for_each(|(row, _): (ArrayView1<'_, f32>, _)| values.extend(row.iter().copied()));
+                places.extend((seen[index]..).zip(&rows.present).filter(|(_, present)| **present).map(|(place, _)| (index, place)));
+                seen[index] += rows.present.len() as u64;
             }
             Err(error @ (Error::Shard { .. } | Error::Column { .. })) if !error.is_storage() => {
                 ahead.skip_shard();
@@ -230,8 +259,8 @@ fn embed_sample(
         return Err(error);
     }
     let rows = values.len().checked_div(dims).unwrap_or(0);
-    let sample = Array2::from_shape_vec((rows, dims), values).map_err(|e| Error::Internal(format!("sample: {e}")))?;
-    Ok((sample, quarantined))
+    let vectors = Array2::from_shape_vec((rows, dims), values).map_err(|e| Error::Internal(format!("sample: {e}")))?;
+    Ok(EmbeddedRows { vectors, places, quarantined })
 }
 
 fn check_set(sample: &Array2<f32>, set: &ReferenceSet, rows: &ReferenceRows) -> Result<()> {

@@ -7,8 +7,10 @@
 
 mod context;
 mod encoder;
+mod eval;
 mod file;
 mod fit;
+mod labelled;
 mod plan;
 mod query;
 mod references;
@@ -19,6 +21,7 @@ mod weigh;
 
 pub use context::{DEFAULT_CHUNK_ROWS, DEFAULT_MEMORY, Job, Progress, RunOptions};
 pub use encoder::{RowColumns, RowEncoder, load_model, read_model_folder};
+pub use eval::{DEFAULT_EVAL_ROWS, EvalOptions, EvalReport, EvalRows, eval};
 pub use file::{BUILTIN, CorpusSection, DEFAULT_SAMPLE_ROWS, EmbedSection, JobFile, OutputSection, ReferencesSection, TransportSection};
 pub use fit::{Fitted, fit_model, load_references, problem_digest};
 pub use plan::{Plan, PlannedShard, ShardState, plan};

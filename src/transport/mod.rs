@@ -35,6 +35,7 @@
 //! | `solver` | potentials and temperature of a sample |
 //! | `options`, `fit`, `report` | what a fit is told, does, and says |
 //! | `observed` | what weighed rows say about the model |
+//! | `similarity` | each row's similarities, for scores that need no model |
 //! | `model` | a fitted model that weighs rows |
 //!
 //! ```
@@ -64,6 +65,7 @@ mod prior;
 mod references;
 mod report;
 mod sample;
+mod similarity;
 mod solver;
 mod temperature;
 #[cfg(test)]
@@ -82,4 +84,6 @@ pub use options::{
 pub use prior::{PRIOR_INVERSE_PENALTY, Prior};
 pub use references::ReferenceSet;
 pub use report::{BeforeAfter, Fit, FitPhase, FitProgress, FitReport, Residuals, TransportCosts};
+pub use similarity::map_similarities;
+pub use temperature::{TemperatureFound, solve_effective_fraction};
 pub use weight::RowWeight;
