@@ -56,9 +56,7 @@ pub(super) fn evaluation(report: &EvalReport) -> String {
 
 fn head(report: &EvalReport) -> String {
     let mut out = String::new();
-    let mut line = |name: &str, text: String| {
-        let _ = writeln!(out, "{name:<10} {text}");
-    };
+    let mut line = |name: &str, text: String| wrapped(&mut out, &format!("{name:<10} "), &text);
     let classes = &report.evaluation.classes;
     let rows = report.rows;
     let of = |class: &crate::eval::ClassCount| format!("{} {}", class.rows, class.class);
@@ -189,53 +187,100 @@ fn table(out: &mut String, methods: &[MethodResult], names: usize, columns: &[Co
 
 fn legend(out: &mut String, report: &EvalReport) {
     let evaluation = &report.evaluation;
-    let positive = evaluation.classes.first().map_or("", |class| class.class.as_str());
+    let (positive, positives) = evaluation.classes.first().map_or(("", 0), |class| (class.class.as_str(), class.rows));
     let level = 100.0 * evaluation.level;
-    let _ = writeln!(
-        out,
-        "\nAUC and average precision: more is better. Kept: rows of {positive:?} left when that share of the scored rows is kept, fewer is\n\
-         better. Share of weight: theirs, less is better; methods without weights of their own get exp(-score/t) at push-pull's effective\n\
-         sample size, {:.1} %. Logistic regression is also push-pull's prior alone. Second lines: {level:.0} % intervals of {} stratified resamples.\n\
-         A mark compares with push-pull on the same resamples:  =  no difference shown   !  better than push-pull   (none)  push-pull is better",
-        100.0 * report.ess,
-        evaluation.resamples,
-    );
+    let chance = positives as f64 / report.rows.scored.max(1) as f64;
+    let _ = writeln!(out);
+    for (name, text) in [
+        (
+            "AUC",
+            format!(
+                "chance that a row of {positive:?} ranks as more harmful than a row of that class; 0.5 is a coin toss. Average precision: of the \
+                 ranking over all rows; {chance:.2} is chance. More is better in both."
+            ),
+        ),
+        ("kept", format!("rows of {positive:?} left when so many of the scored rows are kept, those of most weight. Fewer is better.")),
+        (
+            "share",
+            format!(
+                "their share of the total weight; less is better. Methods without weights of their own get exp(-score/t), t such that the \
+                 effective sample size is push-pull's, {:.1} %.",
+                100.0 * report.ess
+            ),
+        ),
+        (
+            "intervals",
+            format!(
+                "second lines: {level:.0} % of {} resamples of the scored rows, class by class. They do not cover another choice of references.",
+                evaluation.resamples
+            ),
+        ),
+        ("marks", "no mark: push-pull is better. `=`: no difference shown. `!`: better than push-pull. Each by the interval of the difference on the same resamples.".to_owned()),
+        ("names", "logistic regression, learned from the references, is also push-pull's prior alone. No potentials: slack = 0.".to_owned()),
+    ] {
+        wrapped(out, &format!("{name:<10} "), &text);
+    }
 }
 
 fn verdicts(out: &mut String, report: &EvalReport) {
     let level = 100.0 * report.evaluation.level;
     let _ = writeln!(out);
-    for (kind, all, every) in [
-        (MethodKind::Baseline, "baseline", "every baseline"),
-        (MethodKind::Ablation, "part", "every version of itself with a part missing"),
+    for (kind, all, what) in [
+        (MethodKind::Baseline, "every baseline", "the baselines"),
+        (MethodKind::Ablation, "every version of itself with a part missing", "itself with parts missing"),
     ] {
-        let total: usize = report.evaluation.methods.iter().filter(|method| method.kind == kind).map(|method| method.cells.len()).sum();
+        let methods = || report.evaluation.methods.iter().filter(|method| method.kind == kind);
+        let total: usize = methods().map(|method| method.cells.len()).sum();
         let better = report.evaluation.cells(kind, Verdict::Better).count();
         if total == 0 {
             continue;
         }
         if better == total {
-            let _ = writeln!(out, "push-pull beats {every} in every column outside the {level:.0} % interval.");
+            let _ = writeln!(out, "push-pull beats {all} in every column outside the {level:.0} % interval.");
             continue;
         }
-        let what = if all == "baseline" { "the baselines" } else { "itself with parts missing" };
         let _ = writeln!(out, "Against {what}, push-pull is better in {better} of {total} cells. Not better:");
-        for method in report.evaluation.methods.iter().filter(|method| method.kind == kind) {
-            let of = |verdict: Verdict| {
-                let with = |cell: &&Cell| cell.push_pull_minus_this.is_some_and(|against| against.verdict == verdict);
-                let found: Vec<String> = method.cells.iter().filter(with).map(said).collect();
-                if found.len() == method.cells.len() { "every column".to_owned() } else { found.join(", ") }
-            };
-            let found: Vec<String> = [("worse in", of(Verdict::Worse)), ("no difference in", of(Verdict::NoDifference))]
+        for method in methods() {
+            let found: Vec<String> = [(Verdict::Worse, "worse in "), (Verdict::NoDifference, "no difference in ")]
                 .into_iter()
-                .filter(|(_, cells)| !cells.is_empty())
-                .map(|(what, cells)| format!("{what} {cells}"))
+                .filter_map(|(verdict, what)| Some(format!("{what}{}", columns_of(method, verdict)?)))
                 .collect();
             if !found.is_empty() {
-                let _ = writeln!(out, "  {:<22} {}", method.method, found.join("; "));
+                wrapped(out, &format!("  {:<22} ", method.method), &found.join("; "));
             }
         }
     }
+}
+
+/// The columns with this verdict; where they are nearly all, the few others.
+fn columns_of(method: &MethodResult, verdict: Verdict) -> Option<String> {
+    let has = |cell: &&Cell| cell.push_pull_minus_this.is_some_and(|against| against.verdict == verdict);
+    let (found, others): (Vec<&Cell>, Vec<&Cell>) = method.cells.iter().partition(has);
+    let list = |cells: &[&Cell]| cells.iter().map(|cell| said(cell)).collect::<Vec<_>>().join(", ");
+    match (found.len(), others.len()) {
+        (0, _) => None,
+        (_, 0) => Some("every column".to_owned()),
+        (n, 1..=2) if n > 3 => Some(format!("every column but {}", list(&others))),
+        _ => Some(list(&found)),
+    }
+}
+
+/// A text behind a name, broken between words; the lines after the first are indented like it.
+fn wrapped(out: &mut String, name: &str, text: &str) {
+    let indent = name.chars().count();
+    let (mut line, mut fresh) = (name.to_owned(), true);
+    for word in text.split(' ') {
+        if !fresh && line.chars().count() + 1 + word.chars().count() > WIDTH {
+            let _ = writeln!(out, "{line}");
+            (line, fresh) = (" ".repeat(indent), true);
+        }
+        if !fresh {
+            line.push(' ');
+        }
+        line.push_str(word);
+        fresh = false;
+    }
+    let _ = writeln!(out, "{line}");
 }
 
 /// A column's name in a sentence.
@@ -245,5 +290,26 @@ fn said(cell: &Cell) -> String {
         ("kept", _, Some(percent)) => format!("kept {percent} %"),
         ("weight_share", ..) => "share of weight".to_owned(),
         _ => "average precision".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lines_break_between_words_and_keep_them() {
+        let text = "word ".repeat(60).trim_end().to_owned();
+        let mut out = String::new();
+        wrapped(&mut out, "name       ", &text);
+        assert!(out.lines().count() == 3 && out.lines().all(|line| line.chars().count() <= WIDTH), "{out}");
+        assert!(
+            out.starts_with("name       word word") && out.lines().nth(1).is_some_and(|line| line.starts_with("           word")),
+            "{out}"
+        );
+        assert_eq!(out.split_whitespace().count(), 61);
+        let mut out = String::new();
+        wrapped(&mut out, "name ", &"x".repeat(200));
+        assert_eq!(out.lines().count(), 1, "a word too long for any line stays whole");
     }
 }

@@ -189,7 +189,7 @@ fn scores(model: &TransportModel, rows: ArrayView2<'_, f32>) -> Result<Vec<f64>>
 /// # Errors
 /// [`Error::Internal`] where the dimensions are no multiple of `views` or there is no such view.
 pub fn single_view(vectors: ArrayView2<'_, f32>, views: usize, view: usize) -> Result<Array2<f32>> {
-    if view >= views || vectors.ncols() % views != 0 {
+    if view >= views || !vectors.ncols().is_multiple_of(views) {
         return Err(Error::Internal(format!("view {view} of {views} in {} dimensions", vectors.ncols())));
     }
     let dims = vectors.ncols() / views;

@@ -93,6 +93,16 @@ impl Ranking {
             let class = self.class[place] as usize;
             let share = count as f64 * self.weight[place];
             weight += share;
+            if class > 0 && step.rows == 0 && !self.tied[place] {
+                // Most rows: alone with their score, and nothing found.
+                seen.negatives[class - 1] += count;
+                seen.rows += count;
+                while cut < cuts.len() && seen.rows >= cuts[cut] {
+                    kept[cut] = seen.positives as f64;
+                    cut += 1;
+                }
+                continue;
+            }
             if class == 0 {
                 step.positives += count;
                 weight_of_positives += share;

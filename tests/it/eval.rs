@@ -111,7 +111,7 @@ fn the_table_says_where_push_pull_is_not_better() {
         assert!(table.contains(&format!("{sentence}, push-pull is better in {better} of {} cells", cells.len())), "{table}");
     }
     let marks =
-        |mark: char| table.lines().take_while(|line| !line.starts_with("AUC and")).flat_map(str::chars).filter(|c| *c == mark).count();
+        |mark: char| table.lines().take_while(|line| !line.starts_with("AUC  ")).flat_map(str::chars).filter(|c| *c == mark).count();
     let verdicts = |verdict: &str| {
         let cells = methods.iter().flat_map(|m| m["cells"].as_array().unwrap());
         cells.filter(|cell| cell["push_pull_minus_this"]["verdict"] == verdict).count()
