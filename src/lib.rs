@@ -6,7 +6,8 @@
 //! changed, and served with it as one SQL table.
 //!
 //! The modules follow the data: [`storage`] → [`shard`] → [`embed`] → [`transport`] → [`writeback`] → [`catalog`] → [`sql`], joined
-//! by [`job`]. `transport` and `embed` are pure: no IO and no async.
+//! by [`job`]. `transport` and `embed` are pure: no IO and no async; so is [`eval`], which measures on labelled rows how well weights
+//! tell harmful rows from others.
 //!
 //! ```no_run
 //! # async fn example() -> pushpull::error::Result<()> {
@@ -25,6 +26,7 @@ pub mod catalog;
 pub mod cli;
 pub mod embed;
 pub mod error;
+pub mod eval;
 pub mod job;
 pub mod shard;
 pub mod sql;

@@ -1,6 +1,6 @@
 //! The arguments.
 
-use crate::job::RowAddress;
+use crate::job::{EvalOptions, RowAddress};
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -57,6 +57,13 @@ pub(super) enum Command {
         #[arg(long, value_enum, default_value_t = Format::Table)]
         format: Format,
     },
+    /// Compare the weights with simpler scores on rows with labels; write nothing.
+    Eval {
+        #[command(flatten)]
+        of: JobArguments,
+        #[command(flatten)]
+        asked: EvalArguments,
+    },
     /// Make a static embedder (model2vec layout) from a sentence-transformers folder of the BERT family, on a CPU.
     Distill {
         /// Folder or URL of the sentence-transformers model.
@@ -72,6 +79,41 @@ pub(super) enum Command {
         #[arg(long, default_value_t = crate::embed::DEFAULT_LEXICAL_DIMS)]
         lexical_dims: usize,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct EvalArguments {
+    /// The column with the labels. It is used for measuring only, never for fitting.
+    #[arg(long, value_name = "COLUMN")]
+    label: String,
+    /// The label of harmful rows. Repeated, these labels are one class.
+    #[arg(long, value_name = "VALUE", required = true)]
+    positive: Vec<String>,
+    /// A label to tell them from, a column of its own. Can be repeated [default: every other label].
+    #[arg(long, value_name = "VALUE")]
+    negative: Vec<String>,
+    /// Score only rows for which this SQL condition on the corpus's columns holds, as in `source = 'wiki'`. What is fitted on stays.
+    #[arg(long = "where", value_name = "CONDITION")]
+    predicate: Option<String>,
+    /// Most rows scored: a uniform sample of those with these labels.
+    #[arg(long, value_name = "ROWS", default_value_t = crate::job::DEFAULT_EVAL_ROWS, value_parser = at_least_one)]
+    rows: usize,
+    /// Resamples of the bootstrap behind the intervals.
+    #[arg(long, value_name = "N", default_value_t = crate::eval::DEFAULT_RESAMPLES, value_parser = at_least_one)]
+    bootstrap: usize,
+}
+
+impl EvalArguments {
+    pub(super) fn options(self) -> EvalOptions {
+        EvalOptions {
+            label: self.label,
+            positive: self.positive,
+            negative: self.negative,
+            predicate: self.predicate,
+            rows: self.rows,
+            resamples: self.bootstrap,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

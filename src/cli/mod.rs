@@ -4,6 +4,7 @@
 //! but the fit did not converge or shards are quarantined; 2: an error.
 
 mod args;
+mod eval_table;
 mod explained;
 mod progress;
 mod text;
@@ -88,6 +89,11 @@ async fn dispatch(arguments: Arguments, threads: usize) -> Result<u8> {
                 Err(_) if output.closed.load(Ordering::Relaxed) => Ok(0),
                 written => written.map(|_| 0),
             }
+        }
+        Command::Eval { of, asked } => {
+            let report = job::eval(&open(&of).await?, &asked.options()).await?;
+            print(&if json { to_json(&report)? } else { eval_table::evaluation(&report) })?;
+            Ok(report.exit_code())
         }
         Command::Distill { from, to, dims, lexical_dims } => {
             let stores = Stores::new(".");

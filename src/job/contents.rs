@@ -118,7 +118,8 @@ pub(super) struct Occurrence {
 pub(super) type Occurrences = BTreeMap<(Side, usize), Occurrence>;
 
 impl ContentIndex {
-    /// Adds the rows of a chunk that are references. `position` gives the place in the shard of the chunk's n-th row.
+    /// Adds the rows of a chunk that are references. `position` gives the place in the shard of the chunk's n-th row, or none where that row
+    /// doesn't count.
     ///
     /// # Errors
     /// As [`each_content`].
@@ -127,12 +128,13 @@ impl ContentIndex {
         shard: &str,
         batch: &RecordBatch,
         columns: &RowColumns,
-        position: impl Fn(usize) -> u64,
+        position: impl Fn(usize) -> Option<u64>,
         found: &mut Occurrences,
     ) -> Result<()> {
         each_content(shard, batch, columns, |row, content| {
             for reference in self.find(content) {
-                let first = || Occurrence { rows: 0, first: format!("{shard}:{}", position(row)) };
+                let Some(place) = position(row) else { return };
+                let first = || Occurrence { rows: 0, first: format!("{shard}:{place}") };
                 found.entry(reference).or_insert_with(first).rows += 1;
             }
         })

@@ -72,22 +72,33 @@ pub async fn fit_model(
     shards: &[Shard],
     previous: Option<&StoredModel>,
 ) -> Result<Fitted> {
-    let (safe_rows, harm_rows) = references;
-    let options = job.file.transport.options();
     let (requests, mut quarantined) = draw_requests(job, shards).await?;
     let read =
         ReadOptions { columns: encoder.columns().to_read(), rows: None, chunk_rows: job.options.chunk_rows, memory: job.options.memory };
     let (total, progress) = (requests.1, Arc::clone(&job.options.progress));
     let (requests, task_encoder, runtime) = (requests.0, encoder.clone(), Handle::current());
-    let index = ContentIndex::new([safe_rows, harm_rows], encoder.columns())?;
+    let index = ContentIndex::new([references.0, references.1], encoder.columns())?;
     let sampled = tokio::task::spawn_blocking(move || {
         progress.begin("embedding the sample", total);
-        let sampled = embed_sample(requests, read, (&task_encoder, &index), runtime, |done| progress.advance(done));
+        let sampled = embed_sample(requests, read, (&task_encoder, &index), |_, _| true, runtime, |done| progress.advance(done));
         progress.end();
         sampled
     });
-    let (sample, bad, occurrences) = sampled.await.map_err(|e| Error::Internal(format!("sampling: {e}")))??;
-    quarantined.extend(bad);
+    let sampled = sampled.await.map_err(|e| Error::Internal(format!("sampling: {e}")))??;
+    quarantined.extend(sampled.quarantined);
+    let model = fit_sample(job, encoder, references, (Arc::new(sampled.vectors), &sampled.occurrences), previous).await?;
+    Ok(Fitted { model, quarantined })
+}
+
+/// Fits a model on embedded rows.
+pub(super) async fn fit_sample(
+    job: &Job,
+    encoder: &RowEncoder,
+    (safe_rows, harm_rows): (&ReferenceRows, &ReferenceRows),
+    (sample, occurrences): (Arc<Array2<f32>>, &Occurrences),
+    previous: Option<&StoredModel>,
+) -> Result<StoredModel> {
+    let options = job.file.transport.options();
     if sample.nrows() == 0 {
         let help = "no row of the sample has text in the job's columns".to_owned();
         return Err(Error::NotFound { location: job.file.corpus.url.clone(), help });
@@ -104,9 +115,7 @@ pub async fn fit_model(
             && (&card.safe_digest, &card.harm_digest) == (&safe_rows.digest, &harm_rows.digest)
     });
     let potentials = warm.map(|model| (model.transport.safe_potential.clone(), model.transport.harm_potential.clone()));
-    // The cache changes no bit of the result, so it is no part of what the model says it was asked for.
-    let cost_cache_bytes = options.cost_cache_bytes.min(usize::try_from(job.options.memory / 2).unwrap_or(usize::MAX));
-    let fit_options = TransportOptions { cost_cache_bytes, ..options.clone() };
+    let fit_options = within_memory(job, &options);
     let progress = Arc::clone(&job.options.progress);
     let (safe_set, harm_set) = (safe.clone(), harm.clone());
     let fitted = tokio::task::spawn_blocking(move || {
@@ -134,7 +143,7 @@ pub async fn fit_model(
         columns: encoder.columns(),
         mean_cost: fitted.report.mean_cost,
         coverage: &fitted.coverage,
-        occurrences: &occurrences,
+        occurrences,
         sample_rows: fitted.report.rows,
     };
     let hygiene = Some(judged.judge()?);
@@ -160,11 +169,18 @@ pub async fn fit_model(
         hygiene,
         parent: warm.map(|model| model.digest.clone()),
     };
-    Ok(Fitted { model: StoredModel::try_new(card, transport)?, quarantined })
+    StoredModel::try_new(card, transport)
+}
+
+/// The options of a fit whose cost cache fits the job's memory. The cache changes no bit of the result, so it is no part of what a model
+/// says it was asked for.
+pub(super) fn within_memory(job: &Job, options: &TransportOptions) -> TransportOptions {
+    let cost_cache_bytes = options.cost_cache_bytes.min(usize::try_from(job.options.memory / 2).unwrap_or(usize::MAX));
+    TransportOptions { cost_cache_bytes, ..options.clone() }
 }
 
 /// Reads every footer and draws the sample: requests for the shards with sampled rows, and the number of these rows.
-async fn draw_requests(job: &Job, shards: &[Shard]) -> Result<((Vec<ShardRequest>, u64), Vec<Quarantined>)> {
+pub(super) async fn draw_requests(job: &Job, shards: &[Shard]) -> Result<((Vec<ShardRequest>, u64), Vec<Quarantined>)> {
     let footers: Vec<_> = stream::iter(shards)
         .map(|shard| async move { (shard, Layout::load(shard, false).await.map(|layout| layout.rows())) })
         .buffered(FOOTERS_AT_ONCE)
@@ -199,18 +215,32 @@ async fn draw_requests(job: &Job, shards: &[Shard]) -> Result<((Vec<ShardRequest
     Ok(((requests, total), quarantined))
 }
 
-/// Vectors of the sampled rows that have text, in the order of shards and rows, and the references that are among these rows.
-fn embed_sample(
+/// The wanted rows that have text, embedded.
+pub(super) struct EmbeddedRows {
+    /// One row each, in the order of shards and rows.
+    pub(super) vectors: Array2<f32>,
+    /// Which request each is of, and how many wanted rows came before it there.
+    pub(super) places: Vec<(usize, u64)>,
+    /// The references that are among the rows of the fit's sample.
+    pub(super) occurrences: Occurrences,
+    /// Shards that could not be read.
+    pub(super) quarantined: Vec<Quarantined>,
+}
+
+/// Embeds the wanted rows, and looks for references among those that `is_sampled` (by request and row of the shard). Memory: their vectors, and
+/// 16 bytes a row.
+pub(super) fn embed_sample(
     requests: Vec<ShardRequest>,
     options: ReadOptions,
     (encoder, index): (&RowEncoder, &ContentIndex),
+    is_sampled: impl Fn(usize, u64) -> bool,
     runtime: Handle,
     mut progress: impl FnMut(u64),
-) -> Result<(Array2<f32>, Vec<Quarantined>, Occurrences)> {
+) -> Result<EmbeddedRows> {
     let shards: Vec<Shard> = requests.iter().map(|request| request.shard.clone()).collect();
     let wanted: Vec<Option<Vec<u64>>> = requests.iter().map(|request| request.rows.clone()).collect();
-    let (mut occurrences, mut begun) = (Occurrences::new(), (0, 0));
-    let (mut values, mut dims, mut done) = (Vec::new(), 0, 0);
+    let (mut values, mut places, mut dims, mut done) = (Vec::new(), Vec::new(), 0, 0);
+    let (mut occurrences, mut seen) = (Occurrences::new(), vec![0u64; shards.len()]);
     let (mut quarantined, mut first_error) = (Vec::new(), None);
     let mut ahead = read_ahead(requests, options, runtime);
     while let Some((request, event)) = ahead.next_blocking() {
@@ -220,11 +250,11 @@ fn embed_sample(
                 if dims > 0 && rows.present.contains(&true) {
                     check_dimensions(&shard.name, encoder, rows.vectors.ncols(), dims)?;
                 }
-                let first = if begun.0 == request { begun.1 } else { 0 };
-                begun = (request, first + rows.present.len());
-                let position = |row: usize| match &wanted[request] {
-                    Some(rows) => rows.get(first + row).copied().unwrap_or_default(),
-                    None => (first + row) as u64,
+                let first = seen[request];
+                let position = |row: usize| {
+                    let place = first + row as u64;
+                    let row = wanted[request].as_ref().map_or(place, |rows| rows.get(place as usize).copied().unwrap_or_default());
+                    is_sampled(request, row).then_some(row)
                 };
                 index.look(&shard.name, &chunk.batch, encoder.columns(), position, &mut occurrences)?;
                 Ok(rows)
@@ -241,6 +271,8 @@ fn embed_sample(
                 progress(done);
                 let kept = rows.vectors.axis_iter(Axis(0)).zip(&rows.present).filter(|(_, present)| **present);
                 kept.for_each(|(row, _): (ArrayView1<'_, f32>, _)| values.extend(row.iter().copied()));
+                places.extend((seen[request]..).zip(&rows.present).filter(|(_, present)| **present).map(|(place, _)| (request, place)));
+                seen[request] += rows.present.len() as u64;
             }
             Err(error @ (Error::Shard { .. } | Error::Column { .. })) if !error.is_storage() => {
                 ahead.skip_shard();
@@ -254,8 +286,8 @@ fn embed_sample(
         return Err(error);
     }
     let rows = values.len().checked_div(dims).unwrap_or(0);
-    let sample = Array2::from_shape_vec((rows, dims), values).map_err(|e| Error::Internal(format!("sample: {e}")))?;
-    Ok((sample, quarantined, occurrences))
+    let vectors = Array2::from_shape_vec((rows, dims), values).map_err(|e| Error::Internal(format!("sample: {e}")))?;
+    Ok(EmbeddedRows { vectors, places, occurrences, quarantined })
 }
 
 fn check_set(sample: &Array2<f32>, set: &ReferenceSet, rows: &ReferenceRows) -> Result<()> {

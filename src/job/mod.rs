@@ -8,10 +8,12 @@
 mod contents;
 mod context;
 mod encoder;
+mod eval;
 mod explain;
 mod file;
 mod fit;
 mod hygiene;
+mod labelled;
 mod plan;
 mod query;
 mod references;
@@ -22,6 +24,7 @@ mod weigh;
 
 pub use context::{DEFAULT_CHUNK_ROWS, DEFAULT_MEMORY, Job, Progress, RunOptions};
 pub use encoder::{RowColumns, RowEncoder, load_model, read_model_folder};
+pub use eval::{DEFAULT_EVAL_ROWS, EvalOptions, EvalReport, EvalRows, eval};
 pub use explain::{
     ExplainedPrior, ExplainedReference, ExplainedRow, ExplainedSide, ExplainedView, ExplainedWeight, Factors, PublishedState, RowAddress,
     RowText, explain,

@@ -79,7 +79,7 @@ async fn stored_model(job: &Job, problem: &str) -> Result<Option<StoredModel>> {
 }
 
 /// A column that the first shard lacks as well is a slip in the job file and no fault of the references.
-async fn blame_corpus_first(listing: &Listing, encoder: &RowEncoder, error: Error) -> Error {
+pub(super) async fn blame_corpus_first(listing: &Listing, encoder: &RowEncoder, error: Error) -> Error {
     let Some(shard) = listing.shards.first() else { return error };
     let Ok(layout) = Layout::load(shard, false).await else { return error };
     layout.column_positions(&shard.name, &encoder.columns().to_read()).err().unwrap_or(error)

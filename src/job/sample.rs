@@ -46,7 +46,8 @@ pub fn draw(shards: &[SampledShard<'_>], sample_rows: usize, seed: u64) -> Vec<O
         .collect()
 }
 
-fn shard_key(name: &str, seed: u64) -> u64 {
+/// What every rank of a shard's rows depends on beside the row.
+pub(super) fn shard_key(name: &str, seed: u64) -> u64 {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&seed.to_le_bytes()).update(name.as_bytes());
     let mut bytes = [0; 8];
@@ -55,7 +56,7 @@ fn shard_key(name: &str, seed: u64) -> u64 {
 }
 
 /// SplitMix64's output function (Steele, Lea, Flood 2014) over a Weyl sequence: cheap enough for every row of a huge corpus.
-fn rank(key: u64, row: u64) -> u64 {
+pub(super) fn rank(key: u64, row: u64) -> u64 {
     let mut z = key.wrapping_add(row.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

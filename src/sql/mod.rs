@@ -34,6 +34,7 @@ mod lazy;
 mod merge;
 mod object;
 mod output;
+mod predicate;
 mod reader;
 mod session;
 mod statistics;
@@ -45,6 +46,7 @@ pub use columns::WEIGHT_COLUMNS;
 pub use corpus::CorpusTable;
 pub use lazy::LazyTable;
 pub use output::{OutputFormat, TABLE_TEXT, write_batches, write_rows};
+pub use predicate::Predicate;
 pub use session::{QueryRows, SqlSession};
 
 use object_store::ObjectMeta;

@@ -44,6 +44,7 @@
 //! | `certificate` | the optimality conditions of a finished fit |
 //! | `coverage` | which references the sample's rows can serve |
 //! | `neighbours` | the nearest reference of a reference |
+//! | `similarity` | each row's similarities, for scores that need no model |
 //! | `model` | a fitted model that weighs rows |
 //! | `explain` | a row's weight taken apart |
 //!
@@ -83,6 +84,7 @@ mod regression;
 mod report;
 mod sample;
 mod select;
+mod similarity;
 mod solver;
 mod stability;
 mod temperature;
@@ -105,7 +107,10 @@ pub use options::{
 };
 pub use prior::{PRIOR_CORPUS_ROWS, PRIOR_CORPUS_SHARE, PRIOR_INVERSE_PENALTY, PRIOR_LANDMARKS, Prior};
 pub use references::ReferenceSet;
+pub use regression::logistic_regression;
 pub use report::{BeforeAfter, Fit, FitPhase, FitProgress, FitReport, MeanTerms, Residuals, TransportCosts};
-pub use stability::STABILITY_ROWS;
 pub use select::{SELECT_MIN_REFERENCES, Selection};
+pub use similarity::map_similarities;
+pub use stability::STABILITY_ROWS;
+pub use temperature::{TemperatureFound, solve_effective_fraction};
 pub use weight::RowWeight;

@@ -11,11 +11,28 @@
 use rayon::prelude::*;
 
 use super::potential::{accumulate, dot};
+use super::references::ReferenceSet;
 
 /// Newton steps at most. Five to fifteen are usual.
 const NEWTON_STEPS: usize = 100;
 /// Rows summed at a time. Fixed, so that a sum doesn't depend on the number of threads.
 const SUM_ROWS: usize = 256;
+
+/// The linear logistic regression "harmful against safe" on the references' own vectors, both classes counting alike:
+/// scikit-learn's `LogisticRegression(C, class_weight="balanced")`, with masses as sample weights. Coefficients, one a dimension, then the intercept.
+/// What people do without a transport; no part of a fit.
+#[must_use]
+pub fn logistic_regression(safe: &ReferenceSet, harm: &ReferenceSet, inverse_penalty: f64) -> Vec<f64> {
+    let features: Vec<f32> = safe.rows().chain(harm.rows()).flatten().copied().collect();
+    let half = 0.5 * (safe.len() + harm.len()) as f64;
+    let regression = Regression {
+        features: &features,
+        width: safe.dims(),
+        labels: safe.masses().iter().map(|_| -1.0).chain(harm.masses().iter().map(|_| 1.0)).collect(),
+        loss_scale: safe.masses().iter().chain(harm.masses()).map(|mass| inverse_penalty * half * mass).collect(),
+    };
+    regression.solve(None, 1e-7)
+}
 
 /// A regression's data. A parameter vector is the coefficients and then the intercept.
 #[derive(Debug)]

@@ -13,11 +13,11 @@ const SUM_ROWS: usize = 4096;
 
 /// What the search found.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct TemperatureFound {
+pub struct TemperatureFound {
     /// The temperature, positive and finite.
-    pub(super) tau: f64,
+    pub tau: f64,
     /// Whether the target was met within 1e-6; if not, `tau` is the closest that makes sense.
-    pub(super) met: bool,
+    pub met: bool,
 }
 
 /// Effective sample size of `exp(−score/τ)` as a fraction of the number of rows, in `(0, 1]`.
@@ -40,11 +40,12 @@ fn fraction_above(scores: &[f64], lowest: f64, tau: f64) -> f64 {
     one * one / (two * scores.len() as f64)
 }
 
-/// Solves for τ by bisection on `log τ`; `guess` (the last τ) only makes the bracket smaller.
+/// The temperature τ at which the effective sample size `(Σw)²/(N Σw²)` of `w = exp(−score/τ)` is the fraction `target`, in (0, 1), of
+/// the number of scores (finite, in any unit). By bisection on `log τ`; `guess` (the last τ) only makes the bracket smaller.
 ///
 /// Not met, and then with the nearest sensible τ: every score is the same (any τ gives 1; `guess` is kept), or more rows than
 /// the target share the lowest score (no τ is low enough).
-pub(super) fn solve_effective_fraction(scores: &[f64], target: f64, guess: f64) -> TemperatureFound {
+pub fn solve_effective_fraction(scores: &[f64], target: f64, guess: f64) -> TemperatureFound {
     let lowest = scores.par_iter().copied().reduce(|| f64::INFINITY, f64::min);
     let highest = scores.par_iter().copied().reduce(|| f64::NEG_INFINITY, f64::max);
     let range = highest - lowest;

@@ -10,6 +10,7 @@ mod bytes_read;
 mod candle_bert;
 mod embed_golden;
 mod embedders;
+mod eval;
 mod explain;
 mod hygiene;
 mod interrupted;
