@@ -5,13 +5,12 @@ use super::encoder::{RowColumns, RowEncoder};
 use super::references::{ReferenceRows, Side, check_disjoint};
 use super::report::Quarantined;
 use super::sample::{SampledShard, draw};
-use super::weigh::check_dimensions;
+use super::windows::SampleVectors;
 use crate::catalog::{MODEL_FORMAT, ModelCard, StoredModel};
 use crate::error::{Error, Result};
 use crate::shard::{Layout, ReadOptions, Shard, ShardEvent, ShardRequest, read_ahead};
-use crate::transport::{FitPhase, ReferenceSet, TransportOptions, fit as fit_transport};
+use crate::transport::{FitPhase, FitProgress, ReferenceSet, RowCandidates, TransportOptions, fit as fit_transport, fit_worst};
 use futures::{StreamExt, stream};
-use ndarray::{Array2, ArrayView1, Axis};
 use std::sync::Arc;
 use tokio::runtime::Handle;
 
@@ -44,7 +43,7 @@ pub async fn load_references(job: &Job, columns: &RowColumns) -> Result<(Referen
 /// # Errors
 /// [`Error::Internal`] if it cannot be encoded.
 pub fn problem_digest(job: &Job, encoder: &RowEncoder, safe: &ReferenceRows, harm: &ReferenceRows) -> Result<String> {
-    let problem = serde_json::json!({
+    let mut problem = serde_json::json!({
         "format": MODEL_FORMAT,
         "embedder": encoder.fingerprint(),
         "columns": encoder.columns().views(),
@@ -54,6 +53,9 @@ pub fn problem_digest(job: &Job, encoder: &RowEncoder, safe: &ReferenceRows, har
         "options": job.file.transport.options(),
         "sample_rows": job.file.transport.sample_rows,
     });
+    if let (Some(windows), Some(problem)) = (encoder.windows(), problem.as_object_mut()) {
+        problem.insert("windows".to_owned(), serde_json::json!(windows));
+    }
     let bytes = serde_json::to_vec(&problem).map_err(|e| Error::Internal(format!("problem: {e}")))?;
     Ok(blake3::hash(&bytes).to_hex()[..32].to_owned())
 }
@@ -85,7 +87,7 @@ pub async fn fit_model(
     });
     let (sample, bad) = sampled.await.map_err(|e| Error::Internal(format!("sampling: {e}")))??;
     quarantined.extend(bad);
-    if sample.nrows() == 0 {
+    if sample.rows() == 0 {
         let help = "no row of the sample has text in the job's columns".to_owned();
         return Err(Error::NotFound { location: job.file.corpus.url.clone(), help });
     }
@@ -104,11 +106,11 @@ pub async fn fit_model(
     // The cache changes no bit of the result, so it is no part of what the model says it was asked for.
     let cost_cache_bytes = options.cost_cache_bytes.min(usize::try_from(job.options.memory / 2).unwrap_or(usize::MAX));
     let fit_options = TransportOptions { cost_cache_bytes, ..options.clone() };
-    let progress = Arc::clone(&job.options.progress);
+    let (progress, worst) = (Arc::clone(&job.options.progress), encoder.reads_worst());
     let fitted = tokio::task::spawn_blocking(move || {
         let warm = potentials.as_ref().map(|(safe, harm)| (safe.as_slice(), harm.as_slice()));
         let mut phase = None;
-        let fitted = fit_transport(sample.view(), &safe, &harm, &fit_options, warm, &mut |at| {
+        let mut told = |at: FitProgress| {
             if phase != Some(at.phase) {
                 phase = Some(at.phase);
                 let name = match at.phase {
@@ -119,11 +121,15 @@ pub async fn fit_model(
                 progress.begin(name, at.max_steps as u64);
             }
             progress.advance(at.step as u64);
-        });
+        };
+        let fitted = match worst {
+            true => fit_worst(&sample, &safe, &harm, &fit_options, warm, &mut told).map(|(fitted, picks)| (fitted, Some(picks))),
+            false => fit_transport(sample.vectors(), &safe, &harm, &fit_options, warm, &mut told).map(|fitted| (fitted, None)),
+        };
         progress.end();
         fitted
     });
-    let fitted = fitted.await.map_err(|e| Error::Internal(format!("fit: {e}")))??;
+    let (fitted, picks) = fitted.await.map_err(|e| Error::Internal(format!("fit: {e}")))??;
     let transport = fitted.model;
     let card = ModelCard {
         format: MODEL_FORMAT,
@@ -131,6 +137,8 @@ pub async fn fit_model(
         embedder: encoder.fingerprint().to_owned(),
         columns: encoder.columns().views().to_vec(),
         text_fallback: encoder.columns().fallback().map(str::to_owned),
+        windows: encoder.windows(),
+        picks,
         safe_digest: safe_rows.digest.clone(),
         harm_digest: harm_rows.digest.clone(),
         safe_ids: safe_rows.ids.clone(),
@@ -191,32 +199,23 @@ fn embed_sample(
     encoder: &RowEncoder,
     runtime: Handle,
     mut progress: impl FnMut(u64),
-) -> Result<(Array2<f32>, Vec<Quarantined>)> {
+) -> Result<(RowCandidates, Vec<Quarantined>)> {
     let shards: Vec<Shard> = requests.iter().map(|request| request.shard.clone()).collect();
-    let (mut values, mut dims, mut done) = (Vec::new(), 0, 0);
+    let mut sample = SampleVectors::new(encoder, options.memory);
+    let mut done = 0;
     let (mut quarantined, mut first_error) = (Vec::new(), None);
     let mut ahead = read_ahead(requests, options, runtime);
     while let Some((index, event)) = ahead.next_blocking() {
         let shard = &shards[index];
         let outcome = match event {
-            ShardEvent::Rows(chunk, _permit) => encoder.encode(&shard.name, &chunk.batch).and_then(|rows| {
-                if dims > 0 && rows.present.contains(&true) {
-                    check_dimensions(&shard.name, encoder, rows.vectors.ncols(), dims)?;
-                }
-                Ok(rows)
-            }),
+            ShardEvent::Rows(chunk, _permit) => sample.add(&shard.name, &chunk.batch).map(|()| chunk.batch.num_rows()),
             ShardEvent::Failed(error) => Err(error),
             ShardEvent::Opened(_) | ShardEvent::Done => continue,
         };
         match outcome {
             Ok(rows) => {
-                if rows.present.contains(&true) {
-                    dims = rows.vectors.ncols();
-                }
-                done += rows.present.len() as u64;
+                done += rows as u64;
                 progress(done);
-                let kept = rows.vectors.axis_iter(Axis(0)).zip(&rows.present).filter(|(_, present)| **present);
-                kept.for_each(|(row, _): (ArrayView1<'_, f32>, _)| values.extend(row.iter().copied()));
             }
             Err(error @ (Error::Shard { .. } | Error::Column { .. })) if !error.is_storage() => {
                 ahead.skip_shard();
@@ -226,18 +225,17 @@ fn embed_sample(
             Err(error) => return Err(error),
         }
     }
-    if let (true, Some(error)) = (values.is_empty(), first_error) {
+    if let (true, Some(error)) = (sample.is_empty(), first_error) {
         return Err(error);
     }
-    let rows = values.len().checked_div(dims).unwrap_or(0);
-    let sample = Array2::from_shape_vec((rows, dims), values).map_err(|e| Error::Internal(format!("sample: {e}")))?;
-    Ok((sample, quarantined))
+    Ok((sample.finish()?, quarantined))
 }
 
-fn check_set(sample: &Array2<f32>, set: &ReferenceSet, rows: &ReferenceRows) -> Result<()> {
-    if set.dims() == sample.ncols() {
+fn check_set(sample: &RowCandidates, set: &ReferenceSet, rows: &ReferenceRows) -> Result<()> {
+    let dims = sample.vectors().ncols();
+    if set.dims() == dims {
         return Ok(());
     }
-    let reason = format!("has vectors of {} dimensions, the corpus of {}", set.dims(), sample.ncols());
+    let reason = format!("has vectors of {} dimensions, the corpus of {dims}", set.dims());
     Err(Error::References { location: rows.location.clone(), reason })
 }

@@ -36,6 +36,7 @@
 //! | `options`, `fit`, `report` | what a fit is told, does, and says |
 //! | `observed` | what weighed rows say about the model |
 //! | `model` | a fitted model that weighs rows |
+//! | `worst` | a fit on the most harmful of several readings of each row |
 //!
 //! ```
 //! use ndarray::array;
@@ -69,6 +70,7 @@ mod temperature;
 #[cfg(test)]
 mod tests;
 mod weight;
+mod worst;
 
 pub use cost::{TILE_ROWS, UNIT_TOLERANCE};
 pub use fit::fit;
@@ -83,3 +85,4 @@ pub use prior::{PRIOR_INVERSE_PENALTY, Prior};
 pub use references::ReferenceSet;
 pub use report::{BeforeAfter, Fit, FitPhase, FitProgress, FitReport, Residuals, TransportCosts};
 pub use weight::RowWeight;
+pub use worst::{MAX_ROUNDS, MOVED_TOLERANCE, Picks, RowCandidates, fit_worst};

@@ -11,6 +11,7 @@ mod candle_bert;
 mod embed_golden;
 mod embedders;
 mod interrupted;
+mod long_documents;
 mod other_engines;
 mod queries;
 mod rerun;
