@@ -61,7 +61,8 @@ pub trait Encoder: Send + Sync + Debug {
     /// model files it reads. Two encoders with the same fingerprint give the same vectors.
     fn fingerprint(&self) -> &str;
 
-    /// Most tokens of a text that are read, special tokens not counted; `None` where a text is read whole. A longer window is of no use.
+    /// Most tokens of a text that are read, special tokens not counted; `None` where a text is read whole. A longer window is of no
+    /// use.
     fn max_tokens(&self) -> Option<usize>;
 
     /// Where each token of the whole text begins, in order, also past [`max_tokens`](Encoder::max_tokens). Texts are cut into windows there.

@@ -239,6 +239,7 @@ mod tests {
         let cut = windows(8, 4).cut(&spans, text.len());
         assert!(cut.len() > 5, "{cut:?}");
         assert!(cut.iter().all(|part| part.start <= 91 || part.start == text.len()), "{cut:?}");
-        assert_eq!(windows(8, 8).cut(&[], 3), [0..3]);
+        let nothing = windows(8, 8).cut(&[], 3);
+        assert_eq!((nothing.len(), &nothing[0]), (1, &(0..3)));
     }
 }

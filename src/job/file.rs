@@ -78,7 +78,8 @@ pub struct EmbedSection {
     pub window: Option<usize>,
     /// Tokens from the beginning of one window to the next, in `1..=window`. Default: half the window.
     pub stride: Option<usize>,
-    /// What becomes of the windows. Default: their mean.
+    /// What becomes of the windows. Default: their mean. A fit with `worst` keeps the vectors of all windows of the sample in memory.
+    /// References are read by the mean of their windows in any case.
     #[serde(deserialize_with = "pool")]
     pub pool: Option<Pool>,
 }

@@ -76,7 +76,6 @@ impl<'a> SampleVectors<'a> {
             return Ok(());
         }
         let encoder = self.encoder;
-        let before = self.ends.len();
         let mut last = None;
         encoder.encode_candidates(object, batch, &mut |candidates| {
             self.check_dims(object, candidates.vectors.ncols())?;
@@ -97,7 +96,6 @@ impl<'a> SampleVectors<'a> {
             }
             Ok(())
         })?;
-        debug_assert!(self.ends.len() - before <= batch.num_rows());
         Ok(())
     }
 
