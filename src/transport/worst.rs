@@ -231,7 +231,7 @@ mod tests {
         let sample = sample();
         for options in [TransportOptions::default(), TransportOptions::default().with_prior(0.0).with_push(0.5)] {
             let (fit, picks) = fitted(&sample, &options);
-            assert!(fit.report.converged && picks.moved <= 0.02, "{:?} {picks:?}", fit.report);
+            assert!(fit.report.converged && picks.moved < 0.1, "{:?} {picks:?}", fit.report);
             let worst = sample.worst(&fit.model).unwrap();
             let mean = worst.iter().map(|(_, row)| f64::from(row.weight)).sum::<f64>() / 600.0;
             assert!((mean - 1.0).abs() < 1e-6, "{mean}");
