@@ -4,13 +4,14 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ndarray::{Array2, ArrayView2};
-use pushpull::embed::{builtin, embed_views};
+use pushpull::embed::{Pool, Windows, builtin, embed_candidates, embed_views, embed_windows};
 use pushpull::transport::{ReferenceSet, TransportOptions, fit};
 use std::fs::File;
 use std::hint::black_box;
 use std::path::Path;
 
 const ROWS: usize = 4096;
+const DOCUMENTS: usize = 100;
 const DIMS: usize = 512;
 const SAFE: usize = 970;
 const HARM: usize = 1341;
@@ -69,6 +70,35 @@ fn embed(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Documents of 4,000 characters read whole, as the mean of their windows, and as one candidate a window.
+fn windows(criterion: &mut Criterion) {
+    let encoder = builtin().unwrap();
+    let responses = texts().1.join(" ");
+    let characters: Vec<char> = responses.chars().collect();
+    let documents: Vec<String> = characters.chunks_exact(4000).take(DOCUMENTS).map(|part| part.iter().collect()).collect();
+    assert_eq!(documents.len(), DOCUMENTS);
+    let views = [documents.iter().map(|text| Some(text.as_str())).collect::<Vec<_>>()];
+    let windows = Windows { window: 64, stride: 32, pool: Pool::Worst };
+    let mut group = criterion.benchmark_group("long documents");
+    group.throughput(Throughput::Elements(DOCUMENTS as u64)).sample_size(20);
+    group.bench_function("whole", |b| b.iter(|| embed_views(encoder.as_ref(), black_box(&views), None).unwrap()));
+    group.bench_function("mean of windows of 64", |b| {
+        b.iter(|| embed_windows(encoder.as_ref(), black_box(&views), None, windows).unwrap());
+    });
+    group.bench_function("each window of 64", |b| {
+        b.iter(|| {
+            let mut seen = 0;
+            embed_candidates(encoder.as_ref(), black_box(&views), None, windows, &mut |block| {
+                seen += block.of.len();
+                Ok(())
+            })
+            .unwrap();
+            seen
+        });
+    });
+    group.finish();
+}
+
 fn transport(criterion: &mut Criterion) {
     let (safe, harm) = (ReferenceSet::uniform(vectors(SAFE, 1)).unwrap(), ReferenceSet::uniform(vectors(HARM, 2)).unwrap());
     let rows = vectors(ROWS, 3);
@@ -88,5 +118,5 @@ fn transport(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(stages, embed, transport);
+criterion_group!(stages, embed, windows, transport);
 criterion_main!(stages);

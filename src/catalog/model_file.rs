@@ -2,9 +2,10 @@
 //! the same bytes and the same digest, which is its name.
 
 use super::hygiene::Hygiene;
+use crate::embed::Windows;
 use crate::error::{Error, Result};
 use crate::storage::Location;
-use crate::transport::{FitReport, Prior, ReferenceSet, TransportModel, TransportOptions};
+use crate::transport::{FitReport, Picks, Prior, ReferenceSet, TransportModel, TransportOptions};
 use crate::writeback::ReferenceIds;
 use bytes::Bytes;
 use ndarray::Array2;
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
 /// Version of the model file's tensors and keys.
-pub const MODEL_FORMAT: u32 = 1;
+pub const MODEL_FORMAT: u32 = 2;
 /// Engines that vacuum a Delta table delete files its log does not name, except below names that start with `_`.
 const FOLDER: &str = "_models";
 /// All metadata is one JSON value under one key, because a map of several keys has no fixed order.
@@ -33,6 +34,10 @@ pub struct ModelCard {
     pub columns: Vec<String>,
     /// The column that stands in where every text column is null.
     pub text_fallback: Option<String>,
+    /// How texts are read in windows, if they are.
+    pub windows: Option<Windows>,
+    /// How the most harmful windows of the sample were picked, where the job asks for them.
+    pub picks: Option<Picks>,
     /// Digest of the safe references.
     pub safe_digest: String,
     /// Digest of the harmful references.
@@ -68,6 +73,11 @@ impl ModelCard {
     /// Names of the references.
     pub fn reference_ids(&self) -> ReferenceIds {
         ReferenceIds { safe: self.safe_ids.clone(), harm: self.harm_ids.clone() }
+    }
+
+    /// Names of the columns by the number that a [`WindowPlace`](crate::embed::WindowPlace) gives: the text columns, then the fallback.
+    pub fn window_columns(&self) -> Vec<String> {
+        self.columns.iter().chain(&self.text_fallback).cloned().collect()
     }
 }
 
@@ -242,6 +252,8 @@ mod tests {
             embedder: "e".into(),
             columns: vec!["prompt".into()],
             text_fallback: None,
+            windows: Some(Windows { window: 64, stride: 32, pool: crate::embed::Pool::Worst }),
+            picks: Some(Picks { rounds: 2, candidates: 7, moved: 1e-3 }),
             safe_digest: "s".into(),
             harm_digest: "h".into(),
             safe_ids: vec!["a".into(), "b".into()],

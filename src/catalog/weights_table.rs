@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::storage::Location;
 use crate::writeback::Receipt;
 use deltalake::kernel::transaction::{CommitBuilder, CommitProperties, TransactionError};
-use deltalake::kernel::{Action, Add, DataType, MetadataExt, PrimitiveType, StructField};
+use deltalake::kernel::{Action, Add, DataType, MetadataExt, PrimitiveType, StructField, StructType};
 use deltalake::logstore::{LogStoreRef, StorageConfig, default_logstore};
 use deltalake::operations::create::CreateBuilder;
 use deltalake::protocol::{DeltaOperation, SaveMode};
@@ -220,8 +220,18 @@ impl WeightsTable {
                 actions.push(Action::Remove(file.remove_action(true)));
             }
         }
+        let mut metadata = snapshot.metadata().clone();
+        let schema = StructType::try_new(columns())?;
+        // A table that an older version made lacks columns of the sidecars that are added now. All are nullable, so its own stay readable.
+        let grows = metadata.parse_schema()? != schema;
+        if grows {
+            metadata = metadata.with_schema(&schema)?;
+        }
         if let Some(model) = &change.model {
-            actions.push(Action::Metadata(snapshot.metadata().clone().add_config_key(MODEL_PROPERTY.to_owned(), model.clone())?));
+            metadata = metadata.add_config_key(MODEL_PROPERTY.to_owned(), model.clone())?;
+        }
+        if grows || change.model.is_some() {
+            actions.push(Action::Metadata(metadata));
         }
         let operation = DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None };
         CommitBuilder::from(properties).with_actions(actions).build(Some(snapshot), Arc::clone(&self.log), operation).await.map(drop)
@@ -258,7 +268,7 @@ fn columns() -> Vec<StructField> {
     crate::writeback::WEIGHT_COLUMNS
         .iter()
         .map(|&name| match name {
-            "row" => field(name, PrimitiveType::Long),
+            "row" | "window" => field(name, PrimitiveType::Long),
             "weight" | "pull" | "push" | "prior" => field(name, PrimitiveType::Float),
             _ => field(name, PrimitiveType::String),
         })
@@ -364,6 +374,39 @@ mod tests {
         assert_eq!(published.len(), 1);
         assert_eq!((published["a"].shard_version.as_str(), published["a"].model.as_str()), ("2", "m2"));
         assert_eq!(again.model().unwrap().as_deref(), Some("m2"));
+    }
+
+    #[tokio::test]
+    async fn a_table_of_an_older_version_gets_the_columns_it_lacks() {
+        let place = memory();
+        let mut table = WeightsTable::open(&place).await.unwrap();
+        let older = columns().into_iter().filter(|column| !column.name().starts_with("window"));
+        CreateBuilder::new()
+            .with_log_store(Arc::clone(&table.log))
+            .with_columns(older)
+            .with_raise_if_key_not_exists(false)
+            .with_configuration([(MODEL_PROPERTY, Some("m1"))])
+            .with_actions([Action::Add(add(&receipt("a", "1", "m1"))), Action::Add(add(&receipt("b", "1", "m1")))])
+            .await
+            .unwrap();
+        table.reload().await.unwrap();
+        let names = |table: &WeightsTable| -> Vec<String> {
+            let schema = table.table.as_ref().unwrap().snapshot().unwrap().metadata().parse_schema().unwrap();
+            schema.fields().map(|field| field.name().clone()).collect()
+        };
+        assert_eq!(names(&table).len(), crate::writeback::WEIGHT_COLUMNS.len() - 2);
+        let change = Publication { written: vec![receipt("a", "1", "m2")], removed: vec![], model: Some("m2".into()) };
+        table.publish(&change, serde_json::json!({})).await.unwrap();
+        assert_eq!(names(&table), crate::writeback::WEIGHT_COLUMNS);
+        assert_eq!(table.model().unwrap().as_deref(), Some("m2"));
+        // What the older version wrote and nobody weighed again stays.
+        let models: Vec<String> = table.published().unwrap().into_values().map(|p| p.model).collect();
+        assert_eq!(models, ["m2", "m1"]);
+        let before = table.version();
+        let again = Publication { written: vec![receipt("b", "1", "m2")], ..Publication::default() };
+        table.publish(&again, serde_json::json!({})).await.unwrap();
+        assert_eq!(table.version(), before.map(|v| v + 1));
+        assert_eq!(table.model().unwrap().as_deref(), Some("m2"));
     }
 
     #[tokio::test]

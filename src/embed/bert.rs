@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::folder::{Folder, Module, model_error};
 use super::tokens::{Tokens, Worker};
 use super::transformer::{Activation, Names, Shape, Transformer};
+use super::window::{TokenSpan, lowered_spans};
 use super::{Encoder, unit};
 use crate::error::{Error, Result};
 
@@ -412,6 +413,14 @@ impl Encoder for Bert {
 
     fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    fn max_tokens(&self) -> Option<usize> {
+        Some(self.max_tokens - self.before.len() - self.after.len())
+    }
+
+    fn spans(&self, text: &str) -> Result<Vec<TokenSpan>> {
+        if self.lower_case { lowered_spans(text, |lowered| self.tokens.spans(lowered)) } else { self.tokens.spans(text) }
     }
 
     fn encode(&self, texts: &[&str]) -> Result<Array2<f32>> {

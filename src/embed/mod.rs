@@ -9,6 +9,8 @@
 //! | `tokens`, `wordpiece` | text to token ids: the library's ids, found faster |
 //! | `distill` | a static table made from a transformer |
 //! | `views` | several text columns to one vector a row |
+//! | `window` | a text cut into windows |
+//! | `candidates` | rows read in windows: their mean, or each of them |
 //! | `tensors`, `product`, `unit` | numbers in a safetensors file, a matrix product, unit length |
 //! | `column` | Arrow arrays to texts or to ready-made vectors |
 //!
@@ -17,6 +19,7 @@
 //! number of threads.
 
 mod bert;
+mod candidates;
 mod column;
 mod distill;
 mod folder;
@@ -28,6 +31,7 @@ mod tokens;
 mod transformer;
 mod unit;
 mod views;
+mod window;
 mod wordpiece;
 
 use std::collections::BTreeMap;
@@ -39,10 +43,12 @@ use ndarray::Array2;
 
 use crate::error::Result;
 
+pub use candidates::{Candidate, Candidates, WindowPlace, embed_candidates, embed_windows};
 pub use column::{texts, vectors};
 pub use distill::{DEFAULT_DISTILL_DIMS, DEFAULT_LEXICAL_DIMS, DEFAULT_FREQUENCY_SMOOTHING, DistillOptions, distill};
 pub use folder::{load, needed_file};
 pub use views::{RowVectors, embed_views};
+pub use window::{MIN_WINDOW, Pool, TokenSpan, Windows};
 
 /// The files of a model folder: path inside the folder, with `/` between its parts, to content. [`needed_file`] says which
 /// paths are worth fetching.
@@ -56,6 +62,16 @@ pub trait Encoder: Send + Sync + Debug {
     /// Lower-case hex BLAKE3 of everything that determines the output: the encoder's own format version and the content of the
     /// model files it reads. Two encoders with the same fingerprint give the same vectors.
     fn fingerprint(&self) -> &str;
+
+    /// Most tokens of a text that are read, special tokens not counted; `None` where a text is read whole. A longer window is of no
+    /// use.
+    fn max_tokens(&self) -> Option<usize>;
+
+    /// Where each token of the whole text begins, in order, also past [`max_tokens`](Encoder::max_tokens). Texts are cut into windows there.
+    ///
+    /// # Errors
+    /// [`Error::Model`](crate::error::Error::Model) where the tokenizer refuses the text.
+    fn spans(&self, text: &str) -> Result<Vec<TokenSpan>>;
 
     /// One row a text, in order, `texts.len()` × [`dims`](Encoder::dims): of unit length, or all zero where the text has no
     /// token the model knows (an empty text, for example). Runs on rayon's current pool; the bits of a row depend on its text only.

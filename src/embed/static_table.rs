@@ -17,6 +17,7 @@ use serde::{Deserialize, Deserializer};
 use super::folder::{Folder, StaticParts, model_error};
 use super::lexical::{LexicalCodes, MAX_LEXICAL_DIMS};
 use super::tokens::{Tokens, Worker};
+use super::window::TokenSpan;
 use super::{Encoder, unit};
 use crate::error::{Error, Result};
 
@@ -193,6 +194,14 @@ impl Encoder for StaticTable {
 
     fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    fn max_tokens(&self) -> Option<usize> {
+        self.limit.map(|limit| limit.tokens)
+    }
+
+    fn spans(&self, text: &str) -> Result<Vec<TokenSpan>> {
+        self.tokens.spans(text)
     }
 
     fn encode(&self, texts: &[&str]) -> Result<Array2<f32>> {

@@ -1,4 +1,5 @@
-//! A tokenizer.json and texts in, token ids out: always the ids of the `tokenizers` library, without special tokens.
+//! A tokenizer.json and texts in, token ids out: always the ids of the `tokenizers` library, without special tokens. Or, for a
+//! text that is to be cut, where each of its tokens begins.
 //!
 //! BERT-style WordPiece tokenizers take a fast path for ASCII (`wordpiece`). Their pipeline treats each stretch between ASCII
 //! white space on its own, so a text is cut there, and only stretches with other characters go to the library, through a
@@ -10,10 +11,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokenizers::Tokenizer;
 
 use super::folder::model_error;
-use super::wordpiece::{Pipeline, WordPiece, is_separator};
+use super::window::TokenSpan;
+use super::wordpiece::{Pipeline, Sink, WordPiece, is_separator};
 use crate::error::Result;
 
-/// Longest stretch kept in the cache, in bytes, and the number of stretches it holds: at most about 2 MB a worker.
+/// Longest stretch kept in a cache, in bytes, and the number of stretches it holds: at most about 2 MB a cache, and two of them a worker.
 const CACHED_BYTES: usize = 64;
 const CACHED_STRETCHES: usize = 8192;
 
@@ -34,6 +36,7 @@ pub(super) struct Tokens {
 struct Scratch {
     word: Vec<u8>,
     stretches: HashMap<Box<str>, Box<[u32]>>,
+    spans: HashMap<Box<str>, Box<[TokenSpan]>>,
 }
 
 /// Tokenises text after text, in one thread. Its cache comes from the tokenizer and goes back when the worker is dropped.
@@ -41,6 +44,39 @@ pub(super) struct Worker<'a> {
     tokens: &'a Tokens,
     scratch: Scratch,
     ids: Vec<u32>,
+}
+
+/// Turns the pieces of a stretch into places in the text.
+#[derive(Debug, Default)]
+struct SpanSink {
+    spans: Vec<TokenSpan>,
+    /// Where the stretch begins.
+    stretch: usize,
+    /// Where in the stretch the bytes of the word under way stand: the tokenizer may have dropped bytes in between.
+    letters: Vec<usize>,
+}
+
+impl Sink for SpanSink {
+    fn taken(&self) -> usize {
+        self.spans.len()
+    }
+
+    fn back_to(&mut self, taken: usize) {
+        self.spans.truncate(taken);
+    }
+
+    fn letter(&mut self, place: usize) {
+        self.letters.push(place);
+    }
+
+    fn piece(&mut self, _id: u32, byte: usize) {
+        let place = self.letters.get(byte).copied().unwrap_or_default();
+        self.spans.push(TokenSpan { start: self.stretch + place, word: byte == 0 });
+    }
+
+    fn end_of_word(&mut self) {
+        self.letters.clear();
+    }
 }
 
 impl Worker<'_> {
@@ -126,6 +162,72 @@ impl Tokens {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Where each token of the whole text begins, in order: as many as [`Worker::ids`] gives without a limit.
+    ///
+    /// # Errors
+    /// [`Error::Model`](crate::error::Error::Model) where the library refuses the text.
+    pub(super) fn spans(&self, text: &str) -> Result<Vec<TokenSpan>> {
+        let mut worker = self.worker();
+        self.spans_with(text, &mut worker.scratch)
+    }
+
+    fn spans_with(&self, text: &str, scratch: &mut Scratch) -> Result<Vec<TokenSpan>> {
+        let mut found = SpanSink::default();
+        let Some(fast) = &self.fast else {
+            self.library_spans(text, 0, &mut found.spans)?;
+            return Ok(found.spans);
+        };
+        for stretch in text.split(|c: char| c.is_ascii() && is_separator(c as u8)) {
+            if !fast.chunk(stretch.as_bytes(), &mut scratch.word, &mut found) {
+                self.cached_spans(stretch, found.stretch, &mut scratch.spans, &mut found.spans)?;
+            }
+            // One separator, which is ASCII, stands between two stretches.
+            found.stretch += stretch.len() + 1;
+        }
+        Ok(found.spans)
+    }
+
+    fn cached_spans(
+        &self,
+        stretch: &str,
+        at: usize,
+        cache: &mut HashMap<Box<str>, Box<[TokenSpan]>>,
+        spans: &mut Vec<TokenSpan>,
+    ) -> Result<()> {
+        if stretch.len() > CACHED_BYTES {
+            return self.library_spans(stretch, at, spans);
+        }
+        let moved = |span: &TokenSpan| TokenSpan { start: at + span.start, ..*span };
+        if let Some(known) = cache.get(stretch) {
+            spans.extend(known.iter().map(moved));
+            return Ok(());
+        }
+        let mut own = Vec::new();
+        self.library_spans(stretch, 0, &mut own)?;
+        spans.extend(own.iter().map(moved));
+        if cache.len() >= CACHED_STRETCHES {
+            cache.clear();
+        }
+        cache.insert(stretch.into(), own.into());
+        Ok(())
+    }
+
+    /// The library's tokens of `text`, which begins at byte `at` of what is being read, appended.
+    fn library_spans(&self, text: &str, at: usize, spans: &mut Vec<TokenSpan>) -> Result<()> {
+        let encoding = self.library.encode(text, false).map_err(|e| self.refused(e))?;
+        let (mut last_word, mut last_start) = (None, 0);
+        for (&(start, _), &word) in encoding.get_offsets().iter().zip(encoding.get_word_ids()) {
+            // A normaliser may exchange characters; what is cut needs starts in order, on whole characters.
+            let mut start = start.clamp(last_start, text.len());
+            while !text.is_char_boundary(start) {
+                start -= 1;
+            }
+            spans.push(TokenSpan { start: at + start, word: word.is_none() || word != last_word });
+            (last_word, last_start) = (word, start);
+        }
+        Ok(())
+    }
+
     /// Replaces `ids` by the text's ids, at most the first `limit` of them.
     fn ids_into(&self, text: &str, limit: usize, scratch: &mut Scratch, ids: &mut Vec<u32>) -> Result<()> {
         ids.clear();
@@ -190,8 +292,14 @@ mod tests {
     /// The same twice through one scratch, so that the cache is asked as well as filled.
     #[track_caller]
     fn same_as_the_library(text: &str, scratch: &mut Scratch) {
+        let mut spans = Vec::new();
+        builtin().library_spans(text, 0, &mut spans).unwrap();
+        for _ in 0..2 {
+            assert_eq!(builtin().spans_with(text, scratch).unwrap(), spans, "{text:?}");
+        }
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         builtin().library_ids(text, usize::MAX, &mut theirs).unwrap();
+        assert_eq!(spans.len(), theirs.len(), "{text:?}");
         for _ in 0..2 {
             builtin().ids_into(text, usize::MAX, scratch, &mut ours).unwrap();
             assert_eq!(ours, theirs, "{text:?}");
@@ -268,11 +376,40 @@ mod tests {
     }
 
     #[test]
+    fn spans_of_other_tokenizers_are_the_librarys() {
+        let texts: Vec<String> = serde_json::from_str(include_str!("../../fixtures/embed/texts.json")).unwrap();
+        let long = texts.join(" ");
+        for json in [
+            &include_bytes!("../../fixtures/embed/tiny_bert/tokenizer.json")[..],
+            include_bytes!("../../fixtures/embed/tiny_distilbert/tokenizer.json"),
+            include_bytes!("../../fixtures/embed/tiny_roberta/tokenizer.json"),
+            include_bytes!("../../fixtures/embed/tiny_static/tokenizer.json"),
+        ] {
+            let tokens = Tokens::load("fixture", "tokenizer.json", json).unwrap();
+            for text in texts.iter().chain([&long]) {
+                let spans = tokens.spans(text).unwrap();
+                let (mut expected, mut ids) = (vec![], vec![]);
+                tokens.library_spans(text, 0, &mut expected).unwrap();
+                tokens.library_ids(text, usize::MAX, &mut ids).unwrap();
+                assert_eq!(spans, expected, "{text:?}");
+                assert_eq!(spans.len(), ids.len(), "{text:?}");
+                assert!(spans.iter().all(|span| text.is_char_boundary(span.start)) && spans.is_sorted_by_key(|span| span.start));
+                // A word that starts in the text starts in the tokens; byte-level tokens have the space before them.
+                for (at, word) in text.match_indices(" the ").map(|(at, word)| (at + 1, word)) {
+                    let known = spans.iter().any(|span| span.word && (span.start == at || span.start + 1 == at));
+                    assert!(known, "{word:?} at {at} of {text:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn the_cache_stays_bounded() {
         let (mut scratch, mut ids) = (Scratch::default(), Vec::new());
         for i in 0..2 * CACHED_STRETCHES {
             builtin().ids_into(&format!("é{i}"), usize::MAX, &mut scratch, &mut ids).unwrap();
-            assert!(scratch.stretches.len() <= CACHED_STRETCHES);
+            builtin().spans_with(&format!("é{i}"), &mut scratch).unwrap();
+            assert!(scratch.stretches.len().max(scratch.spans.len()) <= CACHED_STRETCHES);
         }
         builtin().ids_into(&"é".repeat(CACHED_BYTES), usize::MAX, &mut scratch, &mut ids).unwrap();
         assert!(scratch.stretches.keys().all(|stretch| stretch.len() <= CACHED_BYTES));

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use ndarray::{Array2, ArrayView1, s};
+use ndarray::{Array2, ArrayView1, ArrayViewMut1, s};
 
 use super::{Encoder, unit};
 use crate::error::{Error, Result};
@@ -30,58 +30,88 @@ pub struct RowVectors {
 /// # Errors
 /// What [`Encoder::encode`] returns; [`Error::Internal`] where the columns differ in length or there is no view.
 pub fn embed_views(encoder: &dyn Encoder, views: &[Vec<Option<&str>>], fallback: Option<&[Option<&str>]>) -> Result<RowVectors> {
-    let Some(rows) = views.first().map(Vec::len) else {
-        return Err(Error::Internal("no view to embed".to_owned()));
-    };
-    let mut lengths = views.iter().map(Vec::len).chain(fallback.map(<[_]>::len));
-    if let Some(other) = lengths.find(|&n| n != rows) {
-        return Err(Error::Internal(format!("views of {rows} and {other} rows")));
-    }
-
-    // Where each text goes: repeated prompts are common, and encoding costs more than finding out.
-    let last = views.len() - 1;
-    let mut texts: Vec<&str> = Vec::new();
-    let mut known: HashMap<&str, usize> = HashMap::new();
-    let mut places: Vec<(usize, usize, usize)> = Vec::new();
-    let mut present = vec![false; rows];
-    for (row, present) in present.iter_mut().enumerate() {
-        let mut place = |view: usize, text: &Option<_>| {
-            let Some(text) = *text else { return };
-            let at = *known.entry(text).or_insert_with(|| {
-                texts.push(text);
-                texts.len() - 1
-            });
-            places.push((row, view, at));
-            *present = true;
-        };
-        for (view, column) in views.iter().enumerate() {
-            place(view, &column[row]);
-        }
-        if let Some(fallback) = fallback
-            && views.iter().all(|column| column[row].is_none())
-        {
-            place(last, &fallback[row]);
-        }
-    }
-
+    let RowTexts { texts, places, present } = RowTexts::of(views, fallback)?;
     let dims = encoder.dims();
     let encoded = encoder.encode(&texts)?;
-    let mut vectors = Array2::<f32>::zeros((rows, dims * views.len()));
-    for (row, view, text) in places {
+    let mut vectors = Array2::<f32>::zeros((present.len(), dims * views.len()));
+    for Place { row, view, text, .. } in places {
         let from: ArrayView1<'_, f32> = encoded.row(text);
         vectors.slice_mut(s![row, view * dims..(view + 1) * dims]).assign(&from);
     }
-    // Scaling the concatenation to unit length is the division by √views, and where views are missing by the root of those there.
-    for mut row in vectors.rows_mut() {
-        if !row.as_slice_mut().is_some_and(unit::normalise) {
-            return Err(Error::Internal("an encoder gave a vector that is not finite".to_owned()));
-        }
-    }
+    vectors.rows_mut().into_iter().try_for_each(join_views)?;
     Ok(RowVectors { vectors, present })
+}
+
+/// Scales the concatenation of a row's views to unit length: the division by √views, and where views are missing by the root of
+/// those there.
+pub(super) fn join_views(mut row: ArrayViewMut1<'_, f32>) -> Result<()> {
+    if row.as_slice_mut().is_some_and(unit::normalise) {
+        return Ok(());
+    }
+    Err(Error::Internal("an encoder gave a vector that is not finite".to_owned()))
+}
+
+/// The distinct texts of some rows and where each goes: repeated prompts are common, and encoding costs more than finding out.
+pub(super) struct RowTexts<'t> {
+    /// Every distinct text, in the order of its first row.
+    pub(super) texts: Vec<&'t str>,
+    /// By row, then by view.
+    pub(super) places: Vec<Place>,
+    /// Whether a row has any text.
+    pub(super) present: Vec<bool>,
+}
+
+/// A text in a view of a row.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub(super) row: usize,
+    pub(super) view: usize,
+    /// The column it comes from: its view, or the number of views for the fallback.
+    pub(super) column: usize,
+    /// Index of the text.
+    pub(super) text: usize,
+}
+
+impl<'t> RowTexts<'t> {
+    /// # Errors
+    /// [`Error::Internal`] where the columns differ in length or there is no view.
+    pub(super) fn of(views: &[Vec<Option<&'t str>>], fallback: Option<&[Option<&'t str>]>) -> Result<Self> {
+        let Some(rows) = views.first().map(Vec::len) else {
+            return Err(Error::Internal("no view to embed".to_owned()));
+        };
+        let mut lengths = views.iter().map(Vec::len).chain(fallback.map(<[_]>::len));
+        if let Some(other) = lengths.find(|&n| n != rows) {
+            return Err(Error::Internal(format!("views of {rows} and {other} rows")));
+        }
+        let last = views.len() - 1;
+        let mut known: HashMap<&str, usize> = HashMap::new();
+        let mut found = Self { texts: Vec::new(), places: Vec::new(), present: vec![false; rows] };
+        for row in 0..rows {
+            let mut place = |view: usize, column: usize, text: Option<&'t str>| {
+                let Some(text) = text else { return };
+                let at = *known.entry(text).or_insert_with(|| {
+                    found.texts.push(text);
+                    found.texts.len() - 1
+                });
+                found.places.push(Place { row, view, column, text: at });
+                found.present[row] = true;
+            };
+            for (view, column) in views.iter().enumerate() {
+                place(view, view, column[row]);
+            }
+            if let Some(fallback) = fallback
+                && views.iter().all(|column| column[row].is_none())
+            {
+                place(last, views.len(), fallback[row]);
+            }
+        }
+        Ok(found)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::TokenSpan;
     use super::*;
 
     /// Two dimensions: a text's first byte decides its direction; `?` is unknown.
@@ -95,6 +125,14 @@ mod tests {
 
         fn fingerprint(&self) -> &str {
             "letters"
+        }
+
+        fn max_tokens(&self) -> Option<usize> {
+            None
+        }
+
+        fn spans(&self, _text: &str) -> Result<Vec<TokenSpan>> {
+            Err(Error::Internal("nobody cuts these texts".to_owned()))
         }
 
         fn encode(&self, texts: &[&str]) -> Result<Array2<f32>> {

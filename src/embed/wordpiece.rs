@@ -82,6 +82,34 @@ pub(super) struct WordPiece {
     max_word: usize,
 }
 
+/// Takes the pieces of a stretch of text as they are found. For ids alone all but [`piece`](Sink::piece) is nothing.
+pub(super) trait Sink {
+    /// Pieces taken so far.
+    fn taken(&self) -> usize;
+    /// Forgets all but the first `taken` pieces.
+    fn back_to(&mut self, taken: usize);
+    /// A byte of the word under way stands at this place of the stretch.
+    fn letter(&mut self, _place: usize) {}
+    /// The word under way has a piece that begins at its byte `byte`.
+    fn piece(&mut self, id: u32, byte: usize);
+    /// The word under way is over.
+    fn end_of_word(&mut self) {}
+}
+
+impl Sink for Vec<u32> {
+    fn taken(&self) -> usize {
+        self.len()
+    }
+
+    fn back_to(&mut self, taken: usize) {
+        self.truncate(taken);
+    }
+
+    fn piece(&mut self, id: u32, _byte: usize) {
+        self.push(id);
+    }
+}
+
 impl WordPiece {
     /// The fast path for this pipeline, or none where its ids could differ from the library's: another normaliser,
     /// pre-tokenizer or model, or added tokens that a look at one white-space-separated chunk cannot find.
@@ -141,58 +169,67 @@ impl WordPiece {
         })
     }
 
-    /// Appends the ids of `chunk`, a stretch of text between the white space of [`is_separator`]. Returns false, with `ids`
+    /// Gives the pieces of `chunk`, a stretch of text between the white space of [`is_separator`]. Returns false, with `pieces`
     /// as it was, where the library has to be asked: for text beyond ASCII, or where an added token (`[MASK]`) is written out.
-    pub(super) fn chunk(&self, chunk: &[u8], word: &mut Vec<u8>, ids: &mut Vec<u32>) -> bool {
-        let before = ids.len();
+    pub(super) fn chunk(&self, chunk: &[u8], word: &mut Vec<u8>, pieces: &mut impl Sink) -> bool {
+        let before = pieces.taken();
         word.clear();
+        pieces.end_of_word();
         for (at, &byte) in chunk.iter().enumerate() {
             let Some(&class) = self.classes.get(usize::from(byte)) else {
-                ids.truncate(before);
+                pieces.back_to(before);
                 return false;
             };
             match class {
-                Class::Word => word.push(if self.lowercase { byte.to_ascii_lowercase() } else { byte }),
+                Class::Word => {
+                    word.push(if self.lowercase { byte.to_ascii_lowercase() } else { byte });
+                    pieces.letter(at);
+                }
                 Class::Punctuation => {
                     if self.added_start[usize::from(byte)] && self.added.iter().any(|t| chunk[at..].starts_with(t)) {
-                        ids.truncate(before);
+                        pieces.back_to(before);
                         return false;
                     }
-                    self.word(word, ids);
-                    word.clear();
+                    self.word(word, pieces);
                     word.push(byte);
-                    self.word(word, ids);
-                    word.clear();
+                    pieces.letter(at);
+                    self.word(word, pieces);
                 }
                 Class::Dropped => {}
             }
         }
-        self.word(word, ids);
+        self.word(word, pieces);
         true
     }
 
     /// Greedy longest match from the left; one unknown token where some stretch has no piece.
-    fn word(&self, word: &mut Vec<u8>, ids: &mut Vec<u32>) {
-        let length = word.len();
-        if length == 0 {
-            return;
+    /// The word is empty afterwards.
+    fn word(&self, word: &mut Vec<u8>, found: &mut impl Sink) {
+        if !word.is_empty() {
+            self.match_pieces(word, found);
+            word.clear();
         }
+        found.end_of_word();
+    }
+
+    fn match_pieces(&self, word: &mut Vec<u8>, found: &mut impl Sink) {
+        let length = word.len();
         if length > self.max_word {
-            ids.push(self.unknown);
+            found.piece(self.unknown, 0);
             return;
         }
         // Room behind the word, so that sixteen bytes can be read from any of its positions.
         word.resize(length + PACKED, 0);
-        let before = ids.len();
+        let before = found.taken();
         let mut start = 0;
         while start < length {
             let pieces = if start == 0 { &self.initial } else { &self.continuing };
             let Some((id, matched)) = pieces.longest(&word[start..], length - start) else {
-                ids.truncate(before);
-                ids.push(self.unknown);
+                found.back_to(before);
+                found.piece(self.unknown, 0);
                 return;
             };
-            ids.push(id);
+            found.piece(id, start);
             start += matched;
         }
     }

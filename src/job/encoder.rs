@@ -1,10 +1,10 @@
 //! The columns of a job to vectors: which columns are read, and what becomes of them.
 
 use super::file::{BUILTIN, JobFile};
-use crate::embed::{self, Encoder, ModelFiles, RowVectors};
+use crate::embed::{self, Candidates, Encoder, ModelFiles, Pool, RowVectors, Windows};
 use crate::error::{Error, Result};
 use crate::storage::Stores;
-use arrow::array::RecordBatch;
+use arrow::array::{ArrayRef, RecordBatch};
 use std::sync::Arc;
 
 /// The columns that a job embeds.
@@ -51,6 +51,7 @@ pub struct RowEncoder {
     columns: RowColumns,
     /// `None`: the one column holds vectors already.
     encoder: Option<Arc<dyn Encoder>>,
+    windows: Option<Windows>,
     fingerprint: String,
 }
 
@@ -58,18 +59,37 @@ impl RowEncoder {
     /// Loads the job's model; nothing of the corpus is read.
     ///
     /// # Errors
-    /// [`Error::Model`] for a model that cannot be used, and what the store answers.
+    /// [`Error::Model`] for a model that cannot be used, [`Error::InvalidOption`] for a window longer than what the model reads, and what
+    /// the store answers.
     pub async fn load(job: &JobFile, stores: &Stores) -> Result<Self> {
         let columns = RowColumns::of(job);
         if !columns.is_text {
-            return Ok(Self { columns, encoder: None, fingerprint: "vectors".to_owned() });
+            return Ok(Self { columns, encoder: None, windows: None, fingerprint: "vectors".to_owned() });
         }
         let encoder = load_model(&job.embed.model, stores).await?;
+        let windows = job.embed.windows();
+        if let (Some(windows), Some(most)) = (windows, encoder.max_tokens())
+            && windows.window > most
+        {
+            let reason =
+                format!("{} tokens are more than the {most} that {} reads; set it to {most} or less", windows.window, job.embed.model);
+            return Err(Error::InvalidOption { name: "embed.window".to_owned(), reason });
+        }
         let fingerprint = encoder.fingerprint().to_owned();
-        Ok(Self { columns, encoder: Some(encoder), fingerprint })
+        Ok(Self { columns, encoder: Some(encoder), windows, fingerprint })
     }
 
-    /// What determines the vectors.
+    /// How texts are read in windows, if they are.
+    pub fn windows(&self) -> Option<Windows> {
+        self.windows
+    }
+
+    /// Whether a row has several candidates, of which the most harmful one gives its weight.
+    pub fn reads_worst(&self) -> bool {
+        self.windows.is_some_and(|windows| windows.pool == Pool::Worst)
+    }
+
+    /// What determines a text's vector; windows are told by [`windows`](Self::windows).
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
@@ -79,32 +99,59 @@ impl RowEncoder {
         &self.columns
     }
 
-    /// Vectors of a batch whose columns are [`RowColumns::to_read`], or these without the fallback. Runs on
-    /// rayon's current pool.
+    /// Vectors of a batch whose columns are [`RowColumns::to_read`], or these without the fallback; with windows, texts are the means of
+    /// theirs, whatever the pool. Runs on rayon's current pool.
     ///
     /// # Errors
     /// [`Error::Column`] naming `object` and the column for a type or a value that cannot be used.
     pub fn encode(&self, object: &str, batch: &RecordBatch) -> Result<RowVectors> {
-        let column = |index: usize| {
-            batch
-                .columns()
-                .get(index)
-                .ok_or_else(|| Error::Internal(format!("{object}: column {index} of {} is missing", batch.num_columns())))
-        };
-        let RowColumns { columns, fallback, .. } = &self.columns;
         let Some(encoder) = &self.encoder else {
-            return embed::vectors(object, &columns[0], column(0)?);
+            return embed::vectors(object, &self.columns.columns[0], column(object, batch, 0)?);
         };
+        let (views, fallback) = self.texts(object, batch)?;
+        match self.windows {
+            None => embed::embed_views(encoder.as_ref(), &views, fallback.as_deref()),
+            Some(windows) => embed::embed_windows(encoder.as_ref(), &views, fallback.as_deref(), windows),
+        }
+    }
+
+    /// Hands every candidate of every row to `visit`, for a batch as in [`encode`](Self::encode), and tells which rows have text; see
+    /// [`embed_candidates`](embed::embed_candidates). The vectors of some thousand candidates are alive at once.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode); what `visit` returns; [`Error::Internal`] where the job has no windows.
+    pub fn encode_candidates(
+        &self,
+        object: &str,
+        batch: &RecordBatch,
+        visit: &mut dyn FnMut(Candidates<'_>) -> Result<()>,
+    ) -> Result<Vec<bool>> {
+        let (Some(encoder), Some(windows)) = (&self.encoder, self.windows) else {
+            return Err(Error::Internal("candidates of a job without windows".to_owned()));
+        };
+        let (views, fallback) = self.texts(object, batch)?;
+        embed::embed_candidates(encoder.as_ref(), &views, fallback.as_deref(), windows, visit)
+    }
+
+    fn texts<'b>(&self, object: &str, batch: &'b RecordBatch) -> Result<(Vec<Texts<'b>>, Option<Texts<'b>>)> {
+        let RowColumns { columns, fallback, .. } = &self.columns;
         let mut views = Vec::with_capacity(columns.len());
         for (index, name) in columns.iter().enumerate() {
-            views.push(embed::texts(object, name, column(index)?)?);
+            views.push(embed::texts(object, name, column(object, batch, index)?)?);
         }
         let fallback = match fallback {
-            Some(name) if batch.num_columns() > columns.len() => Some(embed::texts(object, name, column(columns.len())?)?),
+            Some(name) if batch.num_columns() > columns.len() => Some(embed::texts(object, name, column(object, batch, columns.len())?)?),
             _ => None,
         };
-        embed::embed_views(encoder.as_ref(), &views, fallback.as_deref())
+        Ok((views, fallback))
     }
+}
+
+type Texts<'b> = Vec<Option<&'b str>>;
+
+fn column<'b>(object: &str, batch: &'b RecordBatch, index: usize) -> Result<&'b ArrayRef> {
+    let missing = || Error::Internal(format!("{object}: column {index} of {} is missing", batch.num_columns()));
+    batch.columns().get(index).ok_or_else(missing)
 }
 
 /// The embedder of this name: the builtin one, or a folder or URL.

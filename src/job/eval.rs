@@ -18,8 +18,8 @@ use crate::eval::{
     push_pull,
 };
 use crate::shard::{Listing, ReadOptions, ShardRequest};
-use crate::transport::FitPhase;
-use ndarray::{Array2, Axis};
+use crate::transport::{FitPhase, RowCandidates, TransportModel};
+use ndarray::{CowArray, Ix2};
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -174,8 +174,8 @@ pub async fn eval(job: &Job, options: &EvalOptions) -> Result<EvalReport> {
     let index = ContentIndex::new([&safe, &harm], encoder.columns())?;
     let embedded = embed(job, (&encoder, index), &wanted, quarantined).await?;
     let rows = wanted.sort_out(&embedded.places);
-    let vectors = Vectors::new(embedded.vectors, &rows);
-    let model = fit_sample(job, &encoder, (&safe, &harm), (Arc::clone(&vectors.sample), &embedded.occurrences), None).await?;
+    let readings = Readings::new(embedded.vectors, &rows);
+    let model = fit_sample(job, &encoder, (&safe, &harm), (Arc::clone(&readings.sample), &embedded.occurrences), None).await?;
 
     let (classes, names) = classes(&labelled, &rows.scored, options)?;
     let mut quarantined = embedded.quarantined;
@@ -190,7 +190,7 @@ pub async fn eval(job: &Job, options: &EvalOptions) -> Result<EvalReport> {
         other_label: labelled.other_label,
         not_selected: labelled.not_selected,
     };
-    let (evaluation, ess) = compare(job, &encoder, &model, vectors, classes, &names, options.resamples).await?;
+    let (evaluation, ess) = compare(job, &encoder, &model, readings, classes, &names, options.resamples).await?;
     let mut report = EvalReport {
         label: options.label.clone(),
         predicate: options.predicate.clone(),
@@ -330,20 +330,29 @@ async fn embed(
     Ok(embedded)
 }
 
-/// The embedded rows, by what they are for. Where both are all rows, there is one copy.
-struct Vectors {
-    sample: Arc<Array2<f32>>,
-    scored: Arc<Array2<f32>>,
+/// The embedded rows, by what they are for, with all their readings. Where both are all rows, there is one copy.
+struct Readings {
+    sample: Arc<RowCandidates>,
+    scored: Arc<RowCandidates>,
 }
 
-impl Vectors {
-    fn new(all: Array2<f32>, rows: &Sorted) -> Self {
+impl Readings {
+    fn new(all: RowCandidates, rows: &Sorted) -> Self {
         let all = Arc::new(all);
-        let pick = |positions: Vec<usize>| match positions.len() == all.nrows() {
+        let pick = |positions: Vec<usize>| match positions.len() == all.rows() {
             true => Arc::clone(&all),
-            false => Arc::new(all.select(Axis(0), &positions)),
+            false => Arc::new(all.subset(&positions)),
         };
         Self { sample: pick(rows.sample.clone()), scored: pick(rows.scored.iter().map(|(position, _)| *position).collect()) }
+    }
+}
+
+/// One vector of each of these rows: its only reading, or the most harmful one under the model, so that every method sees what
+/// push-pull's weight is from.
+fn one_reading<'a>(rows: &'a RowCandidates, model: &TransportModel) -> Result<CowArray<'a, f32, Ix2>> {
+    match rows.vectors().nrows() == rows.rows() {
+        true => Ok(CowArray::from(rows.vectors())),
+        false => rows.most_harmful(model).map(CowArray::from),
     }
 }
 
@@ -383,7 +392,7 @@ async fn compare(
     job: &Job,
     encoder: &RowEncoder,
     model: &StoredModel,
-    vectors: Vectors,
+    readings: Readings,
     classes: Classes,
     names: &[String],
     resamples: usize,
@@ -395,8 +404,9 @@ async fn compare(
         (model.transport.clone(), model.card.report.converged, names.to_vec(), Arc::clone(&job.options.progress));
     let task = tokio::task::spawn_blocking(move || {
         progress.begin("scoring", 0);
-        let (ours, ess) = push_pull(&model, converged, vectors.scored.view())?;
-        let compared = Compared { sample: vectors.sample.view(), scored: vectors.scored.view(), ess };
+        let (sample, scored) = (one_reading(&readings.sample, &model)?, one_reading(&readings.scored, &model)?);
+        let (ours, ess) = push_pull(&model, converged, scored.view())?;
+        let compared = Compared { sample: sample.view(), scored: scored.view(), ess };
         let mut methods = vec![ours];
         methods.extend(baselines(compared, &model.safe, &model.harm)?);
         let mut under_way = String::new();

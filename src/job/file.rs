@@ -1,5 +1,6 @@
 //! The job file: what to weigh, against what, and where the weights go.
 
+use crate::embed::{MIN_WINDOW, Pool, Windows};
 use crate::error::{Error, Result, nearest};
 use crate::storage::Stores;
 use crate::transport::{Auto, Temperature, TransportOptions};
@@ -15,7 +16,7 @@ pub const DEFAULT_SAMPLE_ROWS: usize = 65_536;
 const KEYS: [(&str, &[&str]); 5] = [
     ("corpus", &["url", "text", "text_fallback", "embedding"]),
     ("references", &["safe", "harm"]),
-    ("embed", &["model"]),
+    ("embed", &["model", "window", "stride", "pool"]),
     ("transport", &["epsilon", "push", "prior", "temperature", "slack", "sample_rows", "seed", "threshold", "max_steps"]),
     ("output", &["url"]),
 ];
@@ -67,16 +68,47 @@ pub struct ReferencesSection {
 
 /// `[embed]`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct EmbedSection {
     /// `builtin`, or a folder or URL in model2vec or sentence-transformers layout. Default `builtin`: it needs no network and is
     /// about a hundred times cheaper than a transformer.
     pub model: String,
+    /// Tokens of a window, at least [`MIN_WINDOW`]: texts of more tokens are read in windows of so many. Default: none, every text is
+    /// read as one, as far as the model reads.
+    pub window: Option<usize>,
+    /// Tokens from the beginning of one window to the next, in `1..=window`. Default: half the window.
+    pub stride: Option<usize>,
+    /// What becomes of the windows. Default: their mean. A fit with `worst` keeps the vectors of all windows of the sample in memory.
+    /// References are read by the mean of their windows in any case.
+    #[serde(deserialize_with = "pool")]
+    pub pool: Option<Pool>,
 }
 
 impl Default for EmbedSection {
     fn default() -> Self {
-        Self { model: BUILTIN.to_owned() }
+        Self { model: BUILTIN.to_owned(), window: None, stride: None, pool: None }
+    }
+}
+
+impl EmbedSection {
+    /// How texts are read in windows, if they are.
+    pub fn windows(&self) -> Option<Windows> {
+        let window = self.window?;
+        Some(Windows { window, stride: self.stride.unwrap_or(window / 2), pool: self.pool.unwrap_or_default() })
+    }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        let Some(windows) = self.windows() else {
+            let without = [("stride", self.stride.is_some()), ("pool", self.pool.is_some())].into_iter().find(|(_, given)| *given);
+            return without.map_or(Ok(()), |(key, _)| Err(format!("`embed.{key}` needs `embed.window`, the tokens of a window")));
+        };
+        if windows.window < MIN_WINDOW {
+            return Err(format!("`embed.window` must be at least {MIN_WINDOW} tokens, found {}", windows.window));
+        }
+        if !(1..=windows.window).contains(&windows.stride) {
+            return Err(format!("`embed.stride` must be in 1..={}, the window, found {}", windows.window, windows.stride));
+        }
+        Ok(())
     }
 }
 
@@ -208,6 +240,10 @@ impl JobFile {
         if let Some(twice) = self.corpus.text.iter().enumerate().find(|(i, column)| self.corpus.text[..*i].contains(column)) {
             return Err(format!("`corpus.text` names `{}` twice", twice.1));
         }
+        self.embed.check()?;
+        if self.corpus.embedding.is_some() && self.embed.window.is_some() {
+            return Err("`embed.window` needs `corpus.text`: the vectors of `corpus.embedding` cannot be cut".into());
+        }
         if self.transport.sample_rows == 0 {
             return Err("`transport.sample_rows` must be at least 1".into());
         }
@@ -264,6 +300,15 @@ fn auto<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Resul
         (Some(x), _) => Ok(Auto::Fixed(x)),
         (_, Some("auto")) => Ok(Auto::Auto),
         _ => Err(serde::de::Error::custom(format!("expected a number or \"auto\", found {value}"))),
+    }
+}
+
+fn pool<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Option<Pool>, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    match value.as_str() {
+        Some("mean") => Ok(Some(Pool::Mean)),
+        Some("worst") => Ok(Some(Pool::Worst)),
+        _ => Err(serde::de::Error::custom(format!("expected \"mean\" or \"worst\", found {value}"))),
     }
 }
 
@@ -332,6 +377,30 @@ mod tests {
         assert!(error(JOB, &["transport.epsilon=-1"]).contains("transport.epsilon"));
         assert!(error(JOB, &["corpus.embedding=v"]).contains("both"));
         assert!(error(&JOB.replace("[output]\n        url = \"s3://lake/weights/\"", ""), &[]).contains("output"));
+    }
+
+    #[test]
+    fn windows_are_checked() {
+        let with = |text: &str, sets: &[&str]| JobFile::parse(text, &sets.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>());
+        assert_eq!(with(JOB, &[]).unwrap().embed.windows(), None);
+        let windows = |sets: &[&str]| with(JOB, sets).unwrap().embed.windows().unwrap();
+        assert_eq!(windows(&["embed.window=128"]), Windows { window: 128, stride: 64, pool: Pool::Mean });
+        let all = windows(&["embed.window=9", "embed.stride=9", "embed.pool=worst"]);
+        assert_eq!(all, Windows { window: 9, stride: 9, pool: Pool::Worst });
+        let vectors = JOB.replace("text = [\"prompt\", \"response\"]", "embedding = \"vector\"");
+        for (text, sets, expected) in [
+            (JOB, &["embed.window=7"][..], "at least 8"),
+            (JOB, &["embed.window=64", "embed.stride=0"], "1..=64"),
+            (JOB, &["embed.window=64", "embed.stride=65"], "1..=64"),
+            (JOB, &["embed.stride=8"], "`embed.stride` needs `embed.window`"),
+            (JOB, &["embed.pool=worst"], "`embed.pool` needs `embed.window`"),
+            (JOB, &["embed.window=64", "embed.pool=best"], "\"mean\" or \"worst\""),
+            (JOB, &["embed.widnow=64"], "did you mean `embed.window`"),
+            (&vectors, &["embed.window=64"], "needs `corpus.text`"),
+        ] {
+            let error = with(text, sets).unwrap_err();
+            assert!(error.contains(expected), "{sets:?}: {error}");
+        }
     }
 
     #[test]

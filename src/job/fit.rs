@@ -7,13 +7,12 @@ use super::hygiene::Judged;
 use super::references::{ReferenceRows, Side, check_disjoint};
 use super::report::Quarantined;
 use super::sample::{SampledShard, draw};
-use super::weigh::check_dimensions;
+use super::windows::SampleVectors;
 use crate::catalog::{MODEL_FORMAT, ModelCard, StoredModel};
 use crate::error::{Error, Result};
 use crate::shard::{Layout, ReadOptions, Shard, ShardEvent, ShardRequest, read_ahead};
-use crate::transport::{FitPhase, ReferenceSet, TransportOptions, fit as fit_transport};
+use crate::transport::{FitPhase, FitProgress, ReferenceSet, RowCandidates, TransportOptions, fit as fit_transport, fit_worst};
 use futures::{StreamExt, stream};
-use ndarray::{Array2, ArrayView1, Axis};
 use std::sync::Arc;
 use tokio::runtime::Handle;
 
@@ -46,7 +45,7 @@ pub async fn load_references(job: &Job, columns: &RowColumns) -> Result<(Referen
 /// # Errors
 /// [`Error::Internal`] if it cannot be encoded.
 pub fn problem_digest(job: &Job, encoder: &RowEncoder, safe: &ReferenceRows, harm: &ReferenceRows) -> Result<String> {
-    let problem = serde_json::json!({
+    let mut problem = serde_json::json!({
         "format": MODEL_FORMAT,
         "embedder": encoder.fingerprint(),
         "columns": encoder.columns().views(),
@@ -56,6 +55,9 @@ pub fn problem_digest(job: &Job, encoder: &RowEncoder, safe: &ReferenceRows, har
         "options": job.file.transport.options(),
         "sample_rows": job.file.transport.sample_rows,
     });
+    if let (Some(windows), Some(problem)) = (encoder.windows(), problem.as_object_mut()) {
+        problem.insert("windows".to_owned(), serde_json::json!(windows));
+    }
     let bytes = serde_json::to_vec(&problem).map_err(|e| Error::Internal(format!("problem: {e}")))?;
     Ok(blake3::hash(&bytes).to_hex()[..32].to_owned())
 }
@@ -95,11 +97,11 @@ pub(super) async fn fit_sample(
     job: &Job,
     encoder: &RowEncoder,
     (safe_rows, harm_rows): (&ReferenceRows, &ReferenceRows),
-    (sample, occurrences): (Arc<Array2<f32>>, &Occurrences),
+    (sample, occurrences): (Arc<RowCandidates>, &Occurrences),
     previous: Option<&StoredModel>,
 ) -> Result<StoredModel> {
     let options = job.file.transport.options();
-    if sample.nrows() == 0 {
+    if sample.rows() == 0 {
         let help = "no row of the sample has text in the job's columns".to_owned();
         return Err(Error::NotFound { location: job.file.corpus.url.clone(), help });
     }
@@ -116,12 +118,12 @@ pub(super) async fn fit_sample(
     });
     let potentials = warm.map(|model| (model.transport.safe_potential.clone(), model.transport.harm_potential.clone()));
     let fit_options = within_memory(job, &options);
-    let progress = Arc::clone(&job.options.progress);
+    let (progress, worst) = (Arc::clone(&job.options.progress), encoder.reads_worst());
     let (safe_set, harm_set) = (safe.clone(), harm.clone());
     let fitted = tokio::task::spawn_blocking(move || {
         let warm = potentials.as_ref().map(|(safe, harm)| (safe.as_slice(), harm.as_slice()));
         let mut phase = None;
-        let fitted = fit_transport(sample.view(), &safe, &harm, &fit_options, warm, &mut |at| {
+        let mut told = |at: FitProgress| {
             if phase != Some(at.phase) {
                 phase = Some(at.phase);
                 let name = match at.phase {
@@ -132,11 +134,15 @@ pub(super) async fn fit_sample(
                 progress.begin(name, at.max_steps as u64);
             }
             progress.advance(at.step as u64);
-        });
+        };
+        let fitted = match worst {
+            true => fit_worst(&sample, &safe, &harm, &fit_options, warm, &mut told).map(|(fitted, picks)| (fitted, Some(picks))),
+            false => fit_transport(sample.vectors(), &safe, &harm, &fit_options, warm, &mut told).map(|fitted| (fitted, None)),
+        };
         progress.end();
         fitted
     });
-    let fitted = fitted.await.map_err(|e| Error::Internal(format!("fit: {e}")))??;
+    let (fitted, picks) = fitted.await.map_err(|e| Error::Internal(format!("fit: {e}")))??;
     let judged = Judged {
         rows: [safe_rows, harm_rows],
         sets: [&safe_set, &harm_set],
@@ -154,6 +160,8 @@ pub(super) async fn fit_sample(
         embedder: encoder.fingerprint().to_owned(),
         columns: encoder.columns().views().to_vec(),
         text_fallback: encoder.columns().fallback().map(str::to_owned),
+        windows: encoder.windows(),
+        picks,
         safe_digest: safe_rows.digest.clone(),
         harm_digest: harm_rows.digest.clone(),
         safe_ids: safe_rows.ids.clone(),
@@ -218,7 +226,7 @@ pub(super) async fn draw_requests(job: &Job, shards: &[Shard]) -> Result<((Vec<S
 /// The wanted rows that have text, embedded.
 pub(super) struct EmbeddedRows {
     /// One row each, in the order of shards and rows.
-    pub(super) vectors: Array2<f32>,
+    pub(super) vectors: RowCandidates,
     /// Which request each is of, and how many wanted rows came before it there.
     pub(super) places: Vec<(usize, u64)>,
     /// The references that are among the rows of the fit's sample.
@@ -239,17 +247,15 @@ pub(super) fn embed_sample(
 ) -> Result<EmbeddedRows> {
     let shards: Vec<Shard> = requests.iter().map(|request| request.shard.clone()).collect();
     let wanted: Vec<Option<Vec<u64>>> = requests.iter().map(|request| request.rows.clone()).collect();
-    let (mut values, mut places, mut dims, mut done) = (Vec::new(), Vec::new(), 0, 0);
+    let mut sample = SampleVectors::new(encoder, options.memory);
+    let (mut places, mut done) = (Vec::new(), 0);
     let (mut occurrences, mut seen) = (Occurrences::new(), vec![0u64; shards.len()]);
     let (mut quarantined, mut first_error) = (Vec::new(), None);
     let mut ahead = read_ahead(requests, options, runtime);
     while let Some((request, event)) = ahead.next_blocking() {
         let shard = &shards[request];
         let outcome = match event {
-            ShardEvent::Rows(chunk, _permit) => encoder.encode(&shard.name, &chunk.batch).and_then(|rows| {
-                if dims > 0 && rows.present.contains(&true) {
-                    check_dimensions(&shard.name, encoder, rows.vectors.ncols(), dims)?;
-                }
+            ShardEvent::Rows(chunk, _permit) => sample.add(&shard.name, &chunk.batch).and_then(|kept| {
                 let first = seen[request];
                 let position = |row: usize| {
                     let place = first + row as u64;
@@ -257,22 +263,17 @@ pub(super) fn embed_sample(
                     is_sampled(request, row).then_some(row)
                 };
                 index.look(&shard.name, &chunk.batch, encoder.columns(), position, &mut occurrences)?;
-                Ok(rows)
+                places.extend(kept.into_iter().map(|row| (request, first + row as u64)));
+                seen[request] += chunk.batch.num_rows() as u64;
+                Ok(chunk.batch.num_rows())
             }),
             ShardEvent::Failed(error) => Err(error),
             ShardEvent::Opened(_) | ShardEvent::Done => continue,
         };
         match outcome {
             Ok(rows) => {
-                if rows.present.contains(&true) {
-                    dims = rows.vectors.ncols();
-                }
-                done += rows.present.len() as u64;
+                done += rows as u64;
                 progress(done);
-                let kept = rows.vectors.axis_iter(Axis(0)).zip(&rows.present).filter(|(_, present)| **present);
-                kept.for_each(|(row, _): (ArrayView1<'_, f32>, _)| values.extend(row.iter().copied()));
-                places.extend((seen[request]..).zip(&rows.present).filter(|(_, present)| **present).map(|(place, _)| (request, place)));
-                seen[request] += rows.present.len() as u64;
             }
             Err(error @ (Error::Shard { .. } | Error::Column { .. })) if !error.is_storage() => {
                 ahead.skip_shard();
@@ -282,18 +283,17 @@ pub(super) fn embed_sample(
             Err(error) => return Err(error),
         }
     }
-    if let (true, Some(error)) = (values.is_empty(), first_error) {
+    if let (true, Some(error)) = (sample.is_empty(), first_error) {
         return Err(error);
     }
-    let rows = values.len().checked_div(dims).unwrap_or(0);
-    let vectors = Array2::from_shape_vec((rows, dims), values).map_err(|e| Error::Internal(format!("sample: {e}")))?;
-    Ok(EmbeddedRows { vectors, places, occurrences, quarantined })
+    Ok(EmbeddedRows { vectors: sample.finish()?, places, occurrences, quarantined })
 }
 
-fn check_set(sample: &Array2<f32>, set: &ReferenceSet, rows: &ReferenceRows) -> Result<()> {
-    if set.dims() == sample.ncols() {
+fn check_set(sample: &RowCandidates, set: &ReferenceSet, rows: &ReferenceRows) -> Result<()> {
+    let dims = sample.vectors().ncols();
+    if set.dims() == dims {
         return Ok(());
     }
-    let reason = format!("has vectors of {} dimensions, the corpus of {}", set.dims(), sample.ncols());
+    let reason = format!("has vectors of {} dimensions, the corpus of {dims}", set.dims());
     Err(Error::References { location: rows.location.clone(), reason })
 }

@@ -3,7 +3,8 @@
 //!
 //! In: a job file. Out: a committed weights table and a report. Guarantees: any step may be killed and repeated; nothing is
 //! visible before its commit; a shard that cannot be read is quarantined and named, and the others go on.
-//! Memory: [`RunOptions::memory`] for chunks, plus the fit's sample (`sample_rows` × dimensions × 4 bytes).
+//! Memory: [`RunOptions::memory`] for chunks, plus the fit's sample (`sample_rows` × dimensions × 4 bytes; with `pool = "worst"` times
+//! the windows of a row, which may take as much as the chunks and are refused beyond it).
 
 mod contents;
 mod context;
@@ -21,6 +22,7 @@ mod report;
 mod run;
 mod sample;
 mod weigh;
+mod windows;
 
 pub use context::{DEFAULT_CHUNK_ROWS, DEFAULT_MEMORY, Job, Progress, RunOptions};
 pub use encoder::{RowColumns, RowEncoder, load_model, read_model_folder};
@@ -38,3 +40,4 @@ pub use report::{Quarantined, RunReport, Seconds, ShardCounts, WeighedRow, with_
 pub use run::{fit, run, weigh};
 pub use sample::{SampledShard, draw};
 pub use weigh::{Extremes, Weighed, Weighing, weigh_shards};
+pub use windows::weigh_batch;

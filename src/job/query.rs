@@ -81,7 +81,12 @@ pub async fn sql_session(job: &Job, threads: usize) -> Result<SqlSession> {
         async move {
             let mut stored = Vec::new();
             for digest in StoredModel::list(&output).await? {
-                stored.push(StoredModel::read(&output, &digest).await?);
+                match StoredModel::read(&output, &digest).await {
+                    Ok(model) => stored.push(model),
+                    // Models of an older format stay where they are, for the sidecars that name them.
+                    Err(error @ Error::Model { .. }) => tracing::warn!(error = %super::report::with_causes(&error), "not in `models`"),
+                    Err(error) => return Err(error),
+                }
             }
             models(&stored)
         }

@@ -10,6 +10,8 @@ use serde::Serialize;
 const DRIFT: f64 = 0.05;
 /// References listed of each finding. A run's report is stored with every run.
 const LISTED: usize = 20;
+/// So many of the sample's rows read in another window than the model was fitted on are worth a hint.
+const MOVED: f64 = 0.05;
 
 /// A shard that could not be weighed, and why. It is tried again in every run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -157,6 +159,15 @@ impl RunReport {
     /// A report about the model alone; the rest is filled in by the caller.
     pub(super) fn of_model(digest: &str, card: &ModelCard) -> Self {
         let report = &card.report;
+        let moved = card.picks.filter(|picks| picks.moved > MOVED);
+        let moved = moved.map(|picks| {
+            format!(
+                "after {} rounds {:.1} % of the sample's rows are still read in another window than the model was fitted on: their weights are \
+                 right for this model, its marginals are off by as much",
+                picks.rounds,
+                100.0 * picks.moved
+            )
+        });
         Self {
             rows: 0,
             rows_without_text: 0,
@@ -182,8 +193,8 @@ impl RunReport {
             seconds: Seconds::default(),
             version: None,
             quarantined: Vec::new(),
-            hints: Vec::new(),
             hygiene: card.hygiene.as_ref().map(|hygiene| hygiene.shortened(LISTED)).unwrap_or_default(),
+            hints: moved.into_iter().collect(),
             most: Vec::new(),
             least: Vec::new(),
         }

@@ -3,12 +3,13 @@
 use super::context::Progress;
 use super::encoder::RowEncoder;
 use super::report::{Quarantined, WeighedRow};
+use super::windows::weigh_batch;
 use crate::catalog::StoredModel;
+use crate::embed::WindowPlace;
 use crate::error::{Error, Result};
-use crate::shard::{Chunk, ReadOptions, Shard, ShardEvent, ShardRequest, read_ahead};
+use crate::shard::{ReadOptions, Shard, ShardEvent, ShardRequest, read_ahead};
 use crate::storage::Location;
-use crate::transport::{RowWeight, Weigher};
-use crate::writeback::{Receipt, ReferenceIds, SidecarIdentity, SidecarWriter};
+use crate::writeback::{Receipt, ReferenceIds, SidecarIdentity, SidecarRow, SidecarWriter};
 use arrow::array::RecordBatch;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use std::sync::Arc;
@@ -75,6 +76,7 @@ fn weigh_each(weighing: Weighing<'_>, current: &mut Option<SidecarWriter>) -> Re
     let Weighing { model, encoder, shards, output, options, runtime, progress } = weighing;
     let weigher = model.transport.weigher()?;
     let ids = Arc::new(model.card.reference_ids());
+    let columns: Arc<[String]> = model.card.window_columns().into();
     let requests = shards.iter().map(|shard| ShardRequest { shard: shard.clone(), rows: None }).collect();
     let mut ahead = read_ahead(requests, options.clone(), runtime.clone());
     let (mut weighed, mut done) = (Weighed::default(), 0u64);
@@ -85,14 +87,14 @@ fn weigh_each(weighing: Weighing<'_>, current: &mut Option<SidecarWriter>) -> Re
         let outcome = match event {
             ShardEvent::Opened(layout) => {
                 let identity = identity(shard, model);
-                *current = Some(SidecarWriter::try_new(output, identity, layout.rows_per_group(), Arc::clone(&ids))?);
+                *current = Some(SidecarWriter::try_new(output, identity, layout.rows_per_group(), Arc::clone(&ids), Arc::clone(&columns))?);
                 Ok(())
             }
             ShardEvent::Rows(chunk, _permit) => {
                 let writer = current.as_mut().ok_or_else(|| Error::Internal(format!("{}: rows before its footer", shard.name)))?;
                 let first = done;
                 done += chunk.batch.num_rows() as u64;
-                weigh_chunk(&weigher, encoder, shard, &chunk).and_then(|rows| {
+                weigh_batch(&weigher, encoder, &shard.name, &chunk.batch).and_then(|rows| {
                     weighed.extremes.see(shard, writer.rows(), &rows, &chunk.batch, &ids);
                     runtime.block_on(writer.write(&rows))?;
                     progress.advance(first + rows.len() as u64);
@@ -144,16 +146,6 @@ pub(super) fn identity(shard: &Shard, model: &StoredModel) -> SidecarIdentity {
     SidecarIdentity { shard: shard.name.clone(), shard_version: shard.version(), shard_size: shard.meta.size, model: model.digest.clone() }
 }
 
-fn weigh_chunk(weigher: &Weigher<'_>, encoder: &RowEncoder, shard: &Shard, chunk: &Chunk) -> Result<Vec<Option<RowWeight>>> {
-    let rows = encoder.encode(&shard.name, &chunk.batch)?;
-    if !rows.present.contains(&true) {
-        return Ok(vec![None; rows.present.len()]);
-    }
-    check_dimensions(&shard.name, encoder, rows.vectors.ncols(), weigher.dims())?;
-    let weights = weigher.weigh(rows.vectors.view())?;
-    Ok(weights.into_iter().zip(rows.present).map(|(weight, present)| present.then_some(weight)).collect())
-}
-
 /// Vectors of another length than the model's belong to another embedder.
 pub(super) fn check_dimensions(shard: &str, encoder: &RowEncoder, found: usize, expected: usize) -> Result<()> {
     if found == expected {
@@ -188,16 +180,16 @@ impl Extremes {
         self.least.retain(|row| row.shard != shard);
     }
 
-    fn see(&mut self, shard: &Shard, first: u64, rows: &[Option<RowWeight>], batch: &RecordBatch, ids: &ReferenceIds) {
+    fn see(&mut self, shard: &Shard, first: u64, rows: &[Option<SidecarRow>], batch: &RecordBatch, ids: &ReferenceIds) {
         for (offset, row) in rows.iter().enumerate() {
-            let Some(row) = row else { continue };
+            let Some(SidecarRow { weight: row, window }) = row else { continue };
             let shown = || WeighedRow {
                 shard: shard.name.clone(),
                 row: first + offset as u64,
                 weight: row.weight,
                 safe_ref: ids.safe.get(row.safe_ref as usize).cloned().unwrap_or_default(),
                 harm_ref: ids.harm.get(row.harm_ref as usize).cloned().unwrap_or_default(),
-                excerpt: excerpt(batch, offset),
+                excerpt: excerpt(batch, offset, *window),
             };
             // The earlier row keeps its place among equals, so that the result does not depend on chunks.
             insert(&mut self.most, |other| row.weight > other.weight, shown);
@@ -214,14 +206,20 @@ fn insert(list: &mut Vec<WeighedRow>, before: impl Fn(&WeighedRow) -> bool, show
     }
 }
 
-/// The beginning of a row's first text, on one line.
-fn excerpt(batch: &RecordBatch, row: usize) -> String {
+/// The beginning of a row's first text, or of the window that gave its weight, on one line.
+fn excerpt(batch: &RecordBatch, row: usize, window: Option<WindowPlace>) -> String {
     let options = FormatOptions::default();
-    let text = batch.columns().iter().find(|column| column.is_valid(row)).and_then(|column| {
+    // A window at the very beginning may stand for the whole row, which is known best by its first text.
+    let window = window.filter(|window| window.offset > 0);
+    let column = match window {
+        Some(window) => batch.columns().get(window.column),
+        None => batch.columns().iter().find(|column| column.is_valid(row)),
+    };
+    let text = column.and_then(|column| {
         let formatter = ArrayFormatter::try_new(column.as_ref(), &options).ok()?;
         Some(formatter.value(row).to_string())
     });
-    let text = text.unwrap_or_default();
+    let text: String = text.unwrap_or_default().chars().skip(window.map_or(0, |window| window.offset)).collect();
     let text = text.replace(|c: char| c.is_control(), " ");
     let mut line: String = text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(EXCERPT + 1).collect();
     if line.chars().count() > EXCERPT {

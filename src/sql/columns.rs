@@ -9,7 +9,7 @@ use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use crate::error::{Error, Result};
 
 /// The weight columns and their types, in the order in which they follow the base columns. All are nullable except `shard`.
-pub const WEIGHT_COLUMNS: [(&str, DataType); 10] = [
+pub const WEIGHT_COLUMNS: [(&str, DataType); 12] = [
     ("shard", DataType::Utf8),
     ("shard_version", DataType::Utf8),
     ("model", DataType::Utf8),
@@ -20,6 +20,8 @@ pub const WEIGHT_COLUMNS: [(&str, DataType); 10] = [
     ("prior", DataType::Float32),
     ("safe_ref", DataType::Utf8),
     ("harm_ref", DataType::Utf8),
+    ("window", DataType::Int64),
+    ("window_view", DataType::Utf8),
 ];
 
 /// Position of `shard` in [`WEIGHT_COLUMNS`]: the one weight column that is not read but known from the listing.
@@ -201,8 +203,8 @@ mod tests {
         let seen: Vec<_> = columns.table.fields()[..3].iter().map(|f| (f.name().as_str(), f.data_type(), f.is_nullable())).collect();
         assert_eq!(seen, [("text", &DataType::LargeUtf8, false), ("n", &DataType::Int64, false), ("extra", &DataType::Boolean, true)]);
         assert_eq!(columns.table.field(3).name(), "shard");
-        assert_eq!(columns.table.field(12).name(), "harm_ref");
-        assert_eq!((columns.scan_index(2), columns.scan_index(3), columns.scan_index(4)), (2, 12, 3));
+        assert_eq!(columns.table.field(14).name(), "window_view");
+        assert_eq!((columns.scan_index(2), columns.scan_index(3), columns.scan_index(4)), (2, 14, 3));
     }
 
     #[test]

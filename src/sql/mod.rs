@@ -19,6 +19,7 @@
 //! * A shard that changed since it was weighed is an error in a query that may touch it; a filter on `shard` that leaves it out
 //!   keeps it untouched.
 //! * A shard without a sidecar has NULL in every weight column but `shard`.
+//! * A sidecar of an older format has NULL in the weight columns that it lacks (`window` and `window_view` in format 1).
 //! * In a session that is not a [`SqlSession`], switch `datafusion.optimizer.enable_aggregate_dynamic_filter_pushdown` off: with it
 //!   DataFusion 55 may lose the `min` or `max` of a column that some shards lack (datafusion issue 25147).
 //! * A base column that has the name of a weight column keeps it; the weight column is then served as `pushpull_<name>`.

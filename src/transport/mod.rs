@@ -46,6 +46,7 @@
 //! | `neighbours` | the nearest reference of a reference |
 //! | `similarity` | each row's similarities, for scores that need no model |
 //! | `model` | a fitted model that weighs rows |
+//! | `worst` | a fit on the most harmful of several readings of each row |
 //! | `explain` | a row's weight taken apart |
 //!
 //! ```
@@ -91,6 +92,7 @@ mod temperature;
 #[cfg(test)]
 mod tests;
 mod weight;
+mod worst;
 
 pub use certificate::Certificate;
 pub use cost::{TILE_ROWS, UNIT_TOLERANCE};
@@ -114,3 +116,4 @@ pub use similarity::map_similarities;
 pub use stability::STABILITY_ROWS;
 pub use temperature::{TemperatureFound, solve_effective_fraction};
 pub use weight::RowWeight;
+pub use worst::{MAX_ROUNDS, MOVED_TOLERANCE, Picks, RowCandidates, fit_worst};

@@ -1,10 +1,11 @@
 //! The sidecar file: its columns, its encoding and its name.
 
 use super::receipt::Receipt;
+use crate::embed::WindowPlace;
 use crate::error::{Error, Result};
 use crate::storage::Location;
 use crate::transport::RowWeight;
-use arrow::array::{ArrayRef, Float32Builder, Int64Array, RecordBatch, StringArray, StringBuilder};
+use arrow::array::{ArrayRef, Float32Builder, Int64Array, Int64Builder, RecordBatch, StringArray, StringBuilder};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use object_store::buffered::BufWriter;
 use parquet::arrow::AsyncArrowWriter;
@@ -15,8 +16,9 @@ use parquet::schema::types::ColumnPath;
 use std::iter::repeat_n;
 use std::sync::Arc;
 
-/// Version of the sidecar's columns and keys. It is part of the file's name, so a change never meets an old file.
-pub const SIDECAR_FORMAT: u32 = 1;
+/// Version of the sidecar's columns and keys. It is part of the file's name, so a change never meets an old file. Format 1 had no
+/// `window` and `window_view`; where one is still published, SQL shows them as null.
+pub const SIDECAR_FORMAT: u32 = 2;
 /// Key of the base shard's size in bytes, by which a reader notices that the base was replaced.
 pub const BASE_SIZE_KEY: &str = "pushpull.base_size";
 /// Key of the base shard's version (etag, or size and time).
@@ -27,10 +29,14 @@ const BLOCK_ROWS: usize = 65_536;
 
 /// The sidecar's columns in order: `shard`, `shard_version`, `model` (the same in every row), `row` (position in the shard), and
 /// the weight columns.
-pub const WEIGHT_COLUMNS: [&str; 10] =
-    ["shard", "shard_version", "model", "row", "weight", "pull", "push", "prior", "safe_ref", "harm_ref"];
+pub const WEIGHT_COLUMNS: [&str; 12] =
+    ["shard", "shard_version", "model", "row", "weight", "pull", "push", "prior", "safe_ref", "harm_ref", "window", "window_view"];
 
 /// The Arrow schema of a sidecar. The numbers and the references are null for a row without text.
+///
+/// `window` and `window_view` say where the row's weight was read: the window of [`Pool::Worst`](crate::embed::Pool::Worst) begins at
+/// character `window` (from 0) of the column `window_view`. Both are null for a row without text and for every row of a job with
+/// another pool or none. A row of which each text is one window was read in whole: 0, in the last of its columns that has a text.
 pub fn sidecar_schema() -> SchemaRef {
     let text = |name: &str, nullable| Field::new(name, DataType::Utf8, nullable);
     let number = |name: &str| Field::new(name, DataType::Float32, true);
@@ -45,6 +51,8 @@ pub fn sidecar_schema() -> SchemaRef {
         number("prior"),
         text("safe_ref", true),
         text("harm_ref", true),
+        Field::new("window", DataType::Int64, true),
+        text("window_view", true),
     ]))
 }
 
@@ -98,15 +106,26 @@ pub struct ReferenceIds {
     pub harm: Vec<String>,
 }
 
+/// What a row of a sidecar says beside its place.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SidecarRow {
+    /// The row's weight and what it is made of.
+    pub weight: RowWeight,
+    /// The window it was read in, where the job picks the most harmful one.
+    pub window: Option<WindowPlace>,
+}
+
 /// Writes one sidecar, row by row in the shard's order.
 pub struct SidecarWriter {
     writer: AsyncArrowWriter<BufWriter>,
     location: Location,
     ids: Arc<ReferenceIds>,
+    /// Names of the columns that windows are in.
+    columns: Arc<[String]>,
     /// Row counts of the groups still to be filled, the current one first, without empty ones.
     groups: std::vec::IntoIter<u64>,
     left_in_group: u64,
-    pending: Vec<Option<RowWeight>>,
+    pending: Vec<Option<SidecarRow>>,
     receipt: Receipt,
 }
 
@@ -117,11 +136,18 @@ impl std::fmt::Debug for SidecarWriter {
 }
 
 impl SidecarWriter {
-    /// Starts the sidecar of a shard whose row groups have `rows_per_group` rows, below the `output` location.
+    /// Starts the sidecar of a shard whose row groups have `rows_per_group` rows, below the `output` location. `columns` are the
+    /// text columns by the number that a [`WindowPlace`] gives.
     ///
     /// # Errors
     /// [`Error::Internal`] if the schema cannot be written.
-    pub fn try_new(output: &Location, identity: SidecarIdentity, rows_per_group: &[u64], ids: Arc<ReferenceIds>) -> Result<Self> {
+    pub fn try_new(
+        output: &Location,
+        identity: SidecarIdentity,
+        rows_per_group: &[u64],
+        ids: Arc<ReferenceIds>,
+        columns: Arc<[String]>,
+    ) -> Result<Self> {
         let path = sidecar_path(&identity);
         let location = output.join(&path);
         let writer = BufWriter::new(Arc::clone(location.store()), location.path().clone());
@@ -130,14 +156,14 @@ impl SidecarWriter {
         let mut groups = rows_per_group.iter().copied().filter(|&rows| rows > 0).collect::<Vec<_>>().into_iter();
         let left_in_group = groups.next().unwrap_or(0);
         let receipt = Receipt::empty(identity, path);
-        Ok(Self { writer, location, ids, groups, left_in_group, pending: Vec::new(), receipt })
+        Ok(Self { writer, location, ids, columns, groups, left_in_group, pending: Vec::new(), receipt })
     }
 
     /// Takes the weights of the next rows; `None` is a row without text.
     ///
     /// # Errors
     /// [`Error::Shard`] if there are more rows than the shard's footer said, and what the store answers.
-    pub async fn write(&mut self, rows: &[Option<RowWeight>]) -> Result<()> {
+    pub async fn write(&mut self, rows: &[Option<SidecarRow>]) -> Result<()> {
         let mut rest = rows;
         while !rest.is_empty() {
             if self.left_in_group == 0 {
@@ -202,7 +228,7 @@ impl SidecarWriter {
         }
         let batch = self.columns()?;
         self.receipt.rows += self.pending.len() as u64;
-        self.pending.drain(..).flatten().for_each(|row| self.receipt.count(row.weight));
+        self.pending.drain(..).flatten().for_each(|row| self.receipt.count(row.weight.weight));
         self.writer.write(&batch).await.map_err(|e| self.failed(e))
     }
 
@@ -211,19 +237,21 @@ impl SidecarWriter {
         let constant = |text: &str| -> ArrayRef { Arc::new(StringArray::from_iter_values(repeat_n(text, rows))) };
         let number = |of: fn(&RowWeight) -> f32| -> ArrayRef {
             let mut column = Float32Builder::with_capacity(rows);
-            self.pending.iter().for_each(|row| column.append_option(row.as_ref().map(of)));
+            self.pending.iter().for_each(|row| column.append_option(row.as_ref().map(|row| of(&row.weight))));
             Arc::new(column.finish())
         };
-        let names = |ids: &[String], of: fn(&RowWeight) -> u32| -> Result<ArrayRef> {
+        let names = |kind: &str, names: &[String], of: fn(&SidecarRow) -> Option<usize>| -> Result<ArrayRef> {
             let mut column = StringBuilder::with_capacity(rows, rows * 8);
             for row in &self.pending {
-                match row.as_ref().map(|row| of(row) as usize) {
+                match row.as_ref().and_then(of) {
                     None => column.append_null(),
-                    Some(index) => column.append_value(ids.get(index).ok_or_else(|| Error::Internal(format!("no reference {index}")))?),
+                    Some(index) => column.append_value(names.get(index).ok_or_else(|| Error::Internal(format!("no {kind} {index}")))?),
                 }
             }
             Ok(Arc::new(column.finish()))
         };
+        let mut windows = Int64Builder::with_capacity(rows);
+        self.pending.iter().for_each(|row| windows.append_option(row.and_then(|row| row.window).map(|window| window.offset as i64)));
         let first = self.receipt.rows as i64;
         let identity = &self.receipt.identity;
         let columns = vec![
@@ -235,8 +263,10 @@ impl SidecarWriter {
             number(|row| row.pull),
             number(|row| row.push),
             number(|row| row.prior),
-            names(&self.ids.safe, |row| row.safe_ref)?,
-            names(&self.ids.harm, |row| row.harm_ref)?,
+            names("reference", &self.ids.safe, |row| Some(row.weight.safe_ref as usize))?,
+            names("reference", &self.ids.harm, |row| Some(row.weight.harm_ref as usize))?,
+            Arc::new(windows.finish()),
+            names("column", &self.columns, |row| row.window.map(|window| window.column))?,
         ];
         RecordBatch::try_new(sidecar_schema(), columns).map_err(|e| Error::Internal(format!("sidecar columns: {e}")))
     }
@@ -275,23 +305,22 @@ mod tests {
     use object_store::path::Path;
     use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-    fn row(i: usize) -> Option<RowWeight> {
+    fn row(i: usize) -> Option<SidecarRow> {
         let x = i as f32;
-        (i % 7 != 3).then_some(RowWeight {
-            weight: x / 100.0,
-            pull: x,
-            push: -x,
-            prior: 0.5,
-            safe_ref: (i % 2) as u32,
-            harm_ref: (i % 3) as u32,
-        })
+        let weight = RowWeight { weight: x / 100.0, pull: x, push: -x, prior: 0.5, safe_ref: (i % 2) as u32, harm_ref: (i % 3) as u32 };
+        let window = (i % 5 != 1).then_some(WindowPlace { column: i % 2, offset: 3 * i });
+        (i % 7 != 3).then_some(SidecarRow { weight, window })
+    }
+
+    fn columns() -> Arc<[String]> {
+        Arc::new(["prompt".to_owned(), "text".to_owned()])
     }
 
     async fn written(rows_per_group: &[u64], chunk: usize) -> (Receipt, bytes::Bytes) {
         let output = Location::new(Arc::new(InMemory::new()), Path::from("out"), "memory://out".into());
         let identity = SidecarIdentity { shard: "a/b.parquet".into(), shard_version: "v1".into(), shard_size: 99, model: "m".into() };
         let ids = ReferenceIds { safe: vec!["s0".into(), "s1".into()], harm: vec!["h0".into(), "h1".into(), "h2".into()] };
-        let mut writer = SidecarWriter::try_new(&output, identity, rows_per_group, Arc::new(ids)).unwrap();
+        let mut writer = SidecarWriter::try_new(&output, identity, rows_per_group, Arc::new(ids), columns()).unwrap();
         let rows: Vec<_> = (0..rows_per_group.iter().sum::<u64>() as usize).map(row).collect();
         for part in rows.chunks(chunk) {
             writer.write(part).await.unwrap();
@@ -318,11 +347,16 @@ mod tests {
             let weights = batch.column_by_name("weight").unwrap().as_any().downcast_ref::<arrow::array::Float32Array>().unwrap().clone();
             let rows = batch.column_by_name("row").unwrap().as_any().downcast_ref::<Int64Array>().unwrap().clone();
             let harm = batch.column_by_name("harm_ref").unwrap().as_any().downcast_ref::<StringArray>().unwrap().clone();
+            let windows = batch.column_by_name("window").unwrap().as_any().downcast_ref::<Int64Array>().unwrap().clone();
+            let views = batch.column_by_name("window_view").unwrap().as_any().downcast_ref::<StringArray>().unwrap().clone();
             for k in 0..batch.num_rows() {
                 assert_eq!(rows.value(k), i as i64);
                 let expected = row(i);
-                assert_eq!(weights.iter().nth(k).unwrap(), expected.map(|r| r.weight));
-                assert_eq!(harm.iter().nth(k).unwrap().map(str::to_owned), expected.map(|r| format!("h{}", r.harm_ref)));
+                assert_eq!(weights.iter().nth(k).unwrap(), expected.map(|r| r.weight.weight));
+                assert_eq!(harm.iter().nth(k).unwrap().map(str::to_owned), expected.map(|r| format!("h{}", r.weight.harm_ref)));
+                let window = expected.and_then(|r| r.window);
+                assert_eq!(windows.iter().nth(k).unwrap(), window.map(|w| w.offset as i64));
+                assert_eq!(views.iter().nth(k).unwrap(), window.map(|w| columns()[w.column].clone()).as_deref());
                 i += 1;
             }
         }
@@ -342,9 +376,9 @@ mod tests {
         let output = Location::new(Arc::new(InMemory::new()), Path::from("out"), "memory://out".into());
         let identity = SidecarIdentity { shard: "s".into(), shard_version: "v".into(), shard_size: 1, model: "m".into() };
         let ids = Arc::new(ReferenceIds { safe: vec!["a".into(); 2], harm: vec!["b".into(); 3] });
-        let mut writer = SidecarWriter::try_new(&output, identity.clone(), &[2], Arc::clone(&ids)).unwrap();
+        let mut writer = SidecarWriter::try_new(&output, identity.clone(), &[2], Arc::clone(&ids), columns()).unwrap();
         assert!(writer.write(&[row(0), row(1), row(2)]).await.unwrap_err().to_string().contains("more rows"));
-        let mut writer = SidecarWriter::try_new(&output, identity, &[2], ids).unwrap();
+        let mut writer = SidecarWriter::try_new(&output, identity, &[2], ids, columns()).unwrap();
         writer.write(&[row(0)]).await.unwrap();
         assert!(writer.finish().await.unwrap_err().to_string().contains("fewer rows"));
         assert!(output.list().await.unwrap().is_empty());

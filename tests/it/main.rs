@@ -14,6 +14,7 @@ mod eval;
 mod explain;
 mod hygiene;
 mod interrupted;
+mod long_documents;
 mod other_engines;
 mod queries;
 mod rerun;

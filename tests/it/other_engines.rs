@@ -43,6 +43,38 @@ assert polars.read_delta(out).height == rows.num_rows
 print(json.dumps({"rows": rows.num_rows, "version": table.version()}))
 "#;
 
+const CHECK_WINDOWS: &str = r#"
+import glob, os, sys
+import duckdb, deltalake, pyarrow as pa, pyarrow.parquet as pq
+lake = sys.argv[1]
+base = pq.read_table(f"{lake}/corpus/documents.parquet")
+path, = glob.glob(f"{lake}/output/data/*/*.parquet")
+side = pq.read_table(path)
+assert side.schema.field("window").type == pa.int64() and side.schema.field("window_view").type == pa.string()
+assert set(side.column("window_view").to_pylist()) == {"document"}
+windows = side.column("window").to_pylist()
+assert all(0 <= w < len(text) for w, text in zip(windows, base.column("document").to_pylist()))
+assert len(set(windows)) > 20
+# `window` is a keyword in DuckDB, hence the quotes.
+duck = duckdb.sql(f"""
+    select b.id, substr(b.document, w."window" + 1, 80) from read_parquet('{lake}/corpus/documents.parquet', file_row_number = true) b
+    join read_parquet('{path}') w on b.file_row_number = w.row order by w.row""").fetchall()
+assert duck == [(i, t[w:w + 80]) for i, t, w in zip(base.column("id").to_pylist(), base.column("document").to_pylist(), windows)]
+table = deltalake.DeltaTable(f"{lake}/output").to_pyarrow_table().sort_by("row")
+assert table.column("window").to_pylist() == windows
+print("windows", len(windows))
+"#;
+
+#[test]
+fn duckdb_and_pyarrow_cut_the_passage_that_a_window_points_at() {
+    let Some(python) = needs("PUSHPULL_TEST_PYTHON", "reading windows with pyarrow, DuckDB and deltalake") else { return };
+    let lake = Lake::of("long_documents");
+    lake.json(&["run", "job.toml"], 0);
+    let output = Command::new(python).args(["-c", CHECK_WINDOWS, lake.path("").to_str().unwrap()]).output().unwrap();
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    assert!(text(&output.stdout).contains("windows 165"), "{}", text(&output.stdout));
+}
+
 #[test]
 fn pyarrow_duckdb_polars_and_delta_read_the_weights_in_the_bases_order() {
     let Some(python) = needs("PUSHPULL_TEST_PYTHON", "reading sidecars with pyarrow, DuckDB, Polars and deltalake") else { return };

@@ -15,7 +15,7 @@ use pushpull::shard::{Layout, Shard, ShardFormat, list_shards};
 use pushpull::sql::{self, CorpusShard, CorpusTable, SidecarRef, SqlSession};
 use pushpull::storage::{Location, Stores};
 use pushpull::transport::RowWeight;
-use pushpull::writeback::{ReferenceIds, SidecarIdentity, SidecarWriter};
+use pushpull::writeback::{ReferenceIds, SidecarIdentity, SidecarRow, SidecarWriter};
 
 /// A weight that tells shard and row; every seventh row has none.
 fn weight(shard: usize, row: usize) -> Option<RowWeight> {
@@ -37,9 +37,9 @@ async fn sidecar(output: &Location, shard: &Shard, nth: usize) -> SidecarRef {
         SidecarIdentity { shard: shard.name.clone(), shard_version: shard.version(), shard_size: shard.meta.size, model: "m".to_owned() };
     let named = |side: &str, count| (0..count).map(|n| format!("{side}-{n}")).collect();
     let ids = Arc::new(ReferenceIds { safe: named("safe", 2), harm: named("harm", 3) });
-    let mut writer = SidecarWriter::try_new(output, identity, &groups, ids).unwrap();
+    let mut writer = SidecarWriter::try_new(output, identity, &groups, ids, Arc::new([])).unwrap();
     let rows: usize = groups.iter().sum::<u64>().try_into().unwrap();
-    let weights: Vec<_> = (0..rows).map(|row| weight(nth, row)).collect();
+    let weights: Vec<_> = (0..rows).map(|row| weight(nth, row).map(|weight| SidecarRow { weight, window: None })).collect();
     // In pieces that fit no row group.
     for piece in weights.chunks(29) {
         writer.write(piece).await.unwrap();

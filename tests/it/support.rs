@@ -9,7 +9,7 @@ pub const SHARDS: [&str; 5] =
     ["nested/part-0002.parquet", "part-0000.parquet", "part-0001.parquet", "part-0003.parquet", "part-0004.arrow"];
 pub const ROWS: u64 = 410;
 
-/// A copy of `fixtures/quickstart` that a test may change. Removed when dropped.
+/// A copy of `fixtures/quickstart`, or of another fixture, that a test may change. Removed when dropped.
 pub struct Lake {
     dir: tempfile::TempDir,
     environment: Vec<(String, String)>,
@@ -17,8 +17,12 @@ pub struct Lake {
 
 impl Lake {
     pub fn new() -> Self {
+        Self::of("quickstart")
+    }
+
+    pub fn of(fixture: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/quickstart");
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(fixture);
         for part in ["corpus", "references", "job.toml"] {
             copy(&from.join(part), &dir.path().join(part));
         }

@@ -13,7 +13,7 @@ use rand::{Rng, SeedableRng};
 use super::shards::{add_arrow, add_parquet, paged, parquet_bytes, parquet_lake, rows, split, weights};
 use super::{Lake, assert_same, lines};
 
-const QUERIES: [&str; 34] = [
+const QUERIES: [&str; 38] = [
     "select * from corpus",
     "select weight from corpus",
     "select id, weight from corpus",
@@ -48,6 +48,10 @@ const QUERIES: [&str; 34] = [
     "select shard, row from corpus where shard in (select shard from corpus where weight > 0.99)",
     "select id, weight from corpus order by weight nulls first, id limit 700",
     "select count(*), count(shard), max(shard) from corpus where shard > 'c'",
+    "select window from corpus",
+    "select id, substr(text, window + 1, 20) as passage from corpus where window >= 100 and window_view = 'text'",
+    "select shard, count(window), min(window), max(window), max(window_view) from corpus group by shard",
+    "select count(window), min(window), max(window), max(window_view) from corpus where shard in ('c/dictionary.parquet', 'e/stream.arrow')",
 ];
 
 async fn same_as_twin(lake: &Lake) {

@@ -131,7 +131,7 @@ fn zipped(shard: &LakeShard, schema: &SchemaRef) -> Vec<RecordBatch> {
             } else if ours == field.name() && schema.index_of(&format!("pushpull_{ours}")).is_ok() {
                 None // a base column this shard lacks
             } else if WEIGHT_COLUMNS.iter().any(|(name, _)| *name == ours) {
-                weights.as_ref().map(|w| w.column_by_name(ours).unwrap().clone())
+                weights.as_ref().and_then(|w| w.column_by_name(ours).cloned())
             } else {
                 None
             };

@@ -91,9 +91,21 @@ pub(super) fn weights(shard: &str, ids: std::ops::Range<u64>) -> RecordBatch {
         ("prior", Arc::new(part(3)), true),
         ("safe_ref", Arc::new(reference("safe")), true),
         ("harm_ref", Arc::new(reference("harm")), true),
+        ("window", Arc::new(Int64Array::from_iter(ids.clone().map(|i| weight(i).map(|_| (hash(i / 50) % 40) as i64 * 100)))), true),
+        (
+            "window_view",
+            Arc::new(StringArray::from_iter(ids.clone().map(|i| weight(i).map(|_| ["prompt", "text"][(i % 2) as usize])))),
+            true,
+        ),
     ];
     let schema = Schema::new(columns.iter().map(|(n, a, null)| Field::new(*n, a.data_type().clone(), *null)).collect::<Vec<_>>());
     RecordBatch::try_new(Arc::new(schema), columns.into_iter().map(|(_, a, _)| a).collect()).unwrap()
+}
+
+/// The weights as sidecars of format 1 had them: without the windows.
+fn format_1(weights: RecordBatch) -> RecordBatch {
+    let kept: Vec<usize> = (0..weights.num_columns() - 2).collect();
+    weights.project(&kept).unwrap()
 }
 
 pub(super) fn sidecar_bytes(rows: &RecordBatch, groups: &[usize]) -> Vec<u8> {
@@ -201,7 +213,8 @@ pub(super) async fn parquet_lake() -> Lake {
     let dictionary = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
     let encoded = retyped(&rows(7000..7800, &["source", "id", "text"]), "source", dictionary);
     let v2 = WriterProperties::builder().set_writer_version(WriterVersion::PARQUET_2_0).set_bloom_filter_enabled(true).build();
-    add_parquet(&mut lake, "c/dictionary.parquet", encoded, 7000..7800, &[300, 500], v2, true).await;
+    let bytes = parquet_bytes(&split(&encoded, &[300, 500]), v2, false);
+    lake.add("c/dictionary.parquet", bytes, vec![encoded], Some((format_1(weights("x", 7000..7800)), vec![300, 500]))).await;
     let plain = rows(8000..8400, &["id", "text", "n"]);
     let bytes = parquet_bytes(&split(&plain, &[200, 200]), paged(), true);
     lake.add("c/no-arrow-schema.parquet", bytes, vec![plain], Some((weights("x", 8000..8400), vec![200, 200]))).await;
@@ -223,7 +236,7 @@ pub(super) async fn add_arrow(lake: &mut Lake) {
     let dictionary = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
     let all = retyped(&rows(22000..23500, &["text", "source", "id"]), "source", dictionary);
     let batches = split(&all, &[1000, 0, 500]);
-    lake.add("e/stream.arrow", ipc_stream(&batches), vec![all], Some((weights("x", 22000..23500), vec![1000, 500]))).await;
+    lake.add("e/stream.arrow", ipc_stream(&batches), vec![all], Some((format_1(weights("x", 22000..23500)), vec![1000, 500]))).await;
     let all = rows(24000..24400, &["id", "text", "lang"]);
     lake.add("e/unweighed-file.arrow", ipc_file(&split(&all, &[150, 0, 250])), vec![all], None).await;
     let all = rows(24500..24600, &["id", "lang"]);
