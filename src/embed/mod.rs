@@ -5,6 +5,8 @@
 //! | `folder` | a model folder: which layout, which files, fingerprint |
 //! | `static_table` | the static encoder: a mean of token rows (model2vec layout, and the built-in table) |
 //! | `bert` | the transformer encoder (sentence-transformers layout) on `transformer` |
+//! | `decoder` | the encoder made of a language model's hidden states (Llama, Mistral, Qwen), on candle; feature `decoder` |
+//! | `decoder_config`, `decoder_weights`, `decoder_layers` | its shape, its checkpoint in one file or several, its layers |
 //! | `tokens`, `wordpiece` | text to token ids: the library's ids, found faster |
 //! | `distill` | a static table made from a transformer |
 //! | `views` | several text columns to one vector a row |
@@ -17,6 +19,14 @@
 
 mod bert;
 mod column;
+#[cfg(feature = "decoder")]
+mod decoder;
+#[cfg(feature = "decoder")]
+mod decoder_config;
+#[cfg(feature = "decoder")]
+mod decoder_layers;
+#[cfg(feature = "decoder")]
+mod decoder_weights;
 mod distill;
 mod folder;
 mod product;
