@@ -72,7 +72,10 @@ pub fn load(location: &str, files: &ModelFiles) -> Result<Arc<dyn Encoder>> {
         #[cfg(feature = "decoder")]
         Layout::Decoder(modules) => Arc::new(super::decoder::Decoder::load(&folder, &modules)?),
         #[cfg(not(feature = "decoder"))]
-        Layout::Decoder(_) => return Err(folder.wrong("is a decoder; build pushpull with the feature `decoder` to use it".to_owned())),
+        Layout::Decoder(modules) => {
+            let config = modules.first().map(|module| module.file("config.json")).unwrap_or_default();
+            return Err(folder.wrong(format!("{config} is a decoder's; build pushpull with the feature `decoder` to use it")));
+        }
     })
 }
 

@@ -69,8 +69,8 @@ pub struct ReferencesSection {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EmbedSection {
-    /// `builtin`, or a folder or URL in model2vec or sentence-transformers layout. Default `builtin`: it needs no network and is
-    /// about a hundred times cheaper than a transformer.
+    /// `builtin`, or a folder or URL in model2vec or sentence-transformers layout, or with a Llama, Mistral or Qwen model. Default
+    /// `builtin`: it needs no network and is about a hundred times cheaper than a transformer.
     pub model: String,
 }
 
