@@ -9,7 +9,7 @@ use ndarray::Array2;
 use rayon::prelude::*;
 use serde::Deserialize;
 
-use super::folder::{Folder, Module, model_error};
+use super::folder::{DECODERS, Folder, Module, PoolingConfig, model_error};
 use super::tokens::{Tokens, Worker};
 use super::transformer::{Activation, Names, Shape, Transformer};
 use super::window::{TokenSpan, lowered_spans};
@@ -80,19 +80,6 @@ struct SentenceConfig {
     max_seq_length: Option<usize>,
     #[serde(default)]
     do_lower_case: bool,
-}
-
-/// The config.json of a Pooling module: one mode by name in newer folders, flags in older ones.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct PoolingConfig {
-    pooling_mode: Option<String>,
-    pooling_mode_cls_token: bool,
-    pooling_mode_mean_tokens: bool,
-    pooling_mode_max_tokens: bool,
-    pooling_mode_mean_sqrt_len_tokens: bool,
-    pooling_mode_weightedmean_tokens: bool,
-    pooling_mode_lasttoken: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -267,7 +254,7 @@ fn load_heads(folder: &Folder<'_>, modules: &[Module], hidden: usize, used: &mut
         let path = module.file("config.json");
         match module.name() {
             "Pooling" if pooling.is_none() => {
-                pooling = Some(folder.json::<PoolingConfig>(&path)?.pooling(folder, &path)?);
+                pooling = Some(Pooling::of(&folder.json(&path)?, folder, &path)?);
                 used.push(path);
             }
             "Dense" if pooling.is_some() => {
@@ -299,8 +286,9 @@ impl Config {
             Some("distilbert") => (Names::DistilBert, 0),
             other => {
                 return Err(folder.wrong(format!(
-                    "config.json has model_type {}; supported are bert, roberta, xlm-roberta, camembert and distilbert",
-                    other.map_or_else(|| "none".to_owned(), |name| format!("`{name}`"))
+                    "config.json has model_type {}; supported are bert, roberta, xlm-roberta, camembert and distilbert, and the decoders {}",
+                    other.map_or_else(|| "none".to_owned(), |name| format!("`{name}`")),
+                    DECODERS.join(", ")
                 )));
             }
         };
@@ -331,33 +319,17 @@ impl Config {
     }
 }
 
-impl PoolingConfig {
-    fn pooling(&self, folder: &Folder<'_>, path: &str) -> Result<Pooling> {
-        let modes: Vec<&str> = match &self.pooling_mode {
-            Some(mode) => vec![mode.as_str()],
-            None => [
-                ("cls", self.pooling_mode_cls_token),
-                ("mean", self.pooling_mode_mean_tokens),
-                ("max", self.pooling_mode_max_tokens),
-                ("mean_sqrt_len_tokens", self.pooling_mode_mean_sqrt_len_tokens),
-                ("weightedmean", self.pooling_mode_weightedmean_tokens),
-                ("lasttoken", self.pooling_mode_lasttoken),
-            ]
-            .into_iter()
-            .filter_map(|(name, on)| on.then_some(name))
-            .collect(),
-        };
-        match modes.as_slice() {
+impl Pooling {
+    fn of(config: &PoolingConfig, folder: &Folder<'_>, path: &str) -> Result<Self> {
+        match config.modes().as_slice() {
             // Dividing by the root of the length and not by the length changes no direction.
-            ["mean" | "mean_sqrt_len_tokens"] => Ok(Pooling::Mean),
-            ["cls"] => Ok(Pooling::First),
-            ["max"] => Ok(Pooling::Maximum),
+            ["mean" | "mean_sqrt_len_tokens"] => Ok(Self::Mean),
+            ["cls"] => Ok(Self::First),
+            ["max"] => Ok(Self::Maximum),
             other => Err(folder.wrong(format!("{path} asks for pooling [{}]; supported is one of mean, cls and max", other.join(", ")))),
         }
     }
-}
 
-impl Pooling {
     fn apply(self, states: &[f32], hidden: usize) -> Vec<f32> {
         let mut rows = states.chunks_exact(hidden);
         let mut pooled = rows.next().map(<[f32]>::to_vec).unwrap_or_else(|| vec![0.0; hidden]);

@@ -95,8 +95,15 @@ pub fn distill(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<BTreeMap<String, Vec<u8>>> {
     let folder = Folder { location, files };
-    let Layout::Transformer(modules) = folder.layout()? else {
-        return Err(folder.wrong("is a static table already; distilling starts from a sentence-transformers folder".to_owned()));
+    let modules = match folder.layout()? {
+        Layout::Transformer(modules) => modules,
+        Layout::Decoder(_) => {
+            return Err(folder
+                .wrong("is a decoder; distilling starts from a sentence-transformers folder with a BERT-family transformer".to_owned()));
+        }
+        Layout::Static(_) => {
+            return Err(folder.wrong("is a static table already; distilling starts from a sentence-transformers folder".to_owned()));
+        }
     };
     let invalid = |name: &str, reason: String| Error::InvalidOption { name: name.to_owned(), reason };
     if !(options.frequency_smoothing > 0.0 && options.frequency_smoothing.is_finite()) {

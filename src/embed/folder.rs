@@ -1,8 +1,9 @@
 //! The files of a model folder in, an encoder out: which layout it is, which files count, the fingerprint.
 //!
 //! Layouts: model2vec's own (`config.json`, `model.safetensors`, `tokenizer.json` in one folder), the two that sentence-transformers
-//! writes for a static embedding, and a sentence-transformers folder with a BERT-family transformer (`modules.json`), also as a bare
-//! transformers folder without `modules.json`, for which mean pooling is the convention.
+//! writes for a static embedding, a sentence-transformers folder with a BERT-family transformer (`modules.json`), also as a bare
+//! transformers folder without `modules.json`, for which mean pooling is the convention, and the same two layouts with a decoder
+//! (Llama, Mistral, Qwen), whose weights may be in several files and for which the last token's state is the convention.
 
 use std::sync::Arc;
 
@@ -16,8 +17,12 @@ use super::tensors::Tensors;
 use super::{Encoder, ModelFiles};
 use crate::error::{BoxError, Error, Result};
 
-const SUPPORTED: &str = "supported are a model2vec folder (config.json, model.safetensors, tokenizer.json) and a \
-                         sentence-transformers folder with a BERT-family transformer (modules.json beside them)";
+const SUPPORTED: &str = "supported are a model2vec folder (config.json, model.safetensors, tokenizer.json), a \
+                         sentence-transformers folder with a BERT-family transformer (modules.json beside them) and a \
+                         transformers folder with a decoder (llama, mistral, qwen2, qwen3)";
+
+/// The `model_type` of the decoders that can be loaded.
+pub(super) const DECODERS: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
 
 /// An [`Error::Model`].
 pub(super) fn model_error(location: &str, reason: String, source: Option<BoxError>) -> Error {
@@ -37,8 +42,22 @@ pub fn needed_file(path: &str) -> bool {
         && (sentence_config
             || matches!(
                 name,
-                "config.json" | "config_sentence_transformers.json" | "model.safetensors" | "modules.json" | "tokenizer.json"
-            ))
+                "config.json"
+                    | "config_sentence_transformers.json"
+                    | "model.safetensors"
+                    | "model.safetensors.index.json"
+                    | "modules.json"
+                    | "tokenizer.json"
+                    | "tokenizer_config.json"
+            )
+            || is_part(name))
+}
+
+/// Whether this is one file of a checkpoint in several: `model-00001-of-00002.safetensors`.
+fn is_part(name: &str) -> bool {
+    let numbers = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    numbers.and_then(|numbers| numbers.split_once("-of-")).is_some_and(|(part, parts)| digits(part) && digits(parts))
 }
 
 /// Loads the encoder in `files`; `location` is the folder or URL they came from and only appears in errors. See the module for the layouts.
@@ -50,6 +69,13 @@ pub fn load(location: &str, files: &ModelFiles) -> Result<Arc<dyn Encoder>> {
     Ok(match folder.layout()? {
         Layout::Static(parts) => Arc::new(StaticTable::load(&folder, &parts)?),
         Layout::Transformer(modules) => Arc::new(Bert::load(&folder, &modules)?),
+        #[cfg(feature = "decoder")]
+        Layout::Decoder(modules) => Arc::new(super::decoder::Decoder::load(&folder, &modules)?),
+        #[cfg(not(feature = "decoder"))]
+        Layout::Decoder(modules) => {
+            let config = modules.first().map(|module| module.file("config.json")).unwrap_or_default();
+            return Err(folder.wrong(format!("{config} is a decoder's; build pushpull with the feature `decoder` to use it")));
+        }
     })
 }
 
@@ -57,6 +83,8 @@ pub fn load(location: &str, files: &ModelFiles) -> Result<Arc<dyn Encoder>> {
 pub(super) enum Layout {
     Static(StaticParts),
     Transformer(Vec<Module>),
+    /// A transformer that predicts the next token. The first module is the transformer itself.
+    Decoder(Vec<Module>),
 }
 
 /// Where a static embedding's parts are.
@@ -88,6 +116,39 @@ impl Module {
         match self.path.trim_matches('/') {
             "" | "." => name.to_owned(),
             folder => format!("{folder}/{name}"),
+        }
+    }
+}
+
+/// The config.json of a Pooling module: one mode by name in newer folders, flags in older ones.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct PoolingConfig {
+    pooling_mode: Option<String>,
+    pooling_mode_cls_token: bool,
+    pooling_mode_mean_tokens: bool,
+    pooling_mode_max_tokens: bool,
+    pooling_mode_mean_sqrt_len_tokens: bool,
+    pooling_mode_weightedmean_tokens: bool,
+    pooling_mode_lasttoken: bool,
+}
+
+impl PoolingConfig {
+    /// The modes asked for, by their names in newer folders.
+    pub(super) fn modes(&self) -> Vec<&str> {
+        match &self.pooling_mode {
+            Some(mode) => vec![mode.as_str()],
+            None => [
+                ("cls", self.pooling_mode_cls_token),
+                ("mean", self.pooling_mode_mean_tokens),
+                ("max", self.pooling_mode_max_tokens),
+                ("mean_sqrt_len_tokens", self.pooling_mode_mean_sqrt_len_tokens),
+                ("weightedmean", self.pooling_mode_weightedmean_tokens),
+                ("lasttoken", self.pooling_mode_lasttoken),
+            ]
+            .into_iter()
+            .filter_map(|(name, on)| on.then_some(name))
+            .collect(),
         }
     }
 }
@@ -143,7 +204,7 @@ impl<'a> Folder<'a> {
         let modules: Vec<Module> = self.optional_json("modules.json")?;
         let first = modules.first().map(Module::name);
         if first == Some("Transformer") {
-            return Ok(Layout::Transformer(modules));
+            return self.transformer(modules);
         }
         if first.is_some_and(|name| name != "StaticEmbedding") {
             let names: Vec<&str> = modules.iter().map(Module::name).collect();
@@ -152,11 +213,23 @@ impl<'a> Folder<'a> {
         if let Some(parts) = self.static_parts()? {
             return Ok(Layout::Static(parts));
         }
-        if first.is_none() && self.files.contains_key("config.json") && self.files.contains_key("model.safetensors") {
+        let weights = ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| self.files.contains_key(*name));
+        if first.is_none() && self.files.contains_key("config.json") && weights {
             let transformer = Module { path: String::new(), kind: "Transformer".to_owned() };
-            return Ok(Layout::Transformer(vec![transformer]));
+            return self.transformer(vec![transformer]);
         }
         Err(self.wrong(format!("no model in a known layout: {}; {SUPPORTED}", self.found())))
+    }
+
+    /// Which kind of transformer the first module is, by its config.json. One of an unknown kind goes where it is refused by name.
+    fn transformer(&self, modules: Vec<Module>) -> Result<Layout> {
+        #[derive(Deserialize)]
+        struct Kind {
+            model_type: Option<String>,
+        }
+        let kind: Option<Kind> = modules.first().map(|module| self.json(&module.file("config.json"))).transpose()?;
+        let decoder = kind.and_then(|kind| kind.model_type).is_some_and(|family| DECODERS.contains(&family.as_str()));
+        Ok(if decoder { Layout::Decoder(modules) } else { Layout::Transformer(modules) })
     }
 
     /// The first static layout whose files are all there and hold its tensor, in model2vec's order.

@@ -6,6 +6,8 @@
 //! | `static_table` | the static encoder: a mean of token rows (model2vec layout, and the built-in table) |
 //! | `lexical` | token ids to a vector of the words themselves |
 //! | `bert` | the transformer encoder (sentence-transformers layout) on `transformer` |
+//! | `decoder` | the encoder made of a language model's hidden states (Llama, Mistral, Qwen), on candle; feature `decoder` |
+//! | `decoder_config`, `decoder_weights`, `decoder_layers` | its shape, its checkpoint in one file or several, its layers |
 //! | `tokens`, `wordpiece` | text to token ids: the library's ids, found faster |
 //! | `distill` | a static table made from a transformer |
 //! | `views` | several text columns to one vector a row |
@@ -21,6 +23,14 @@
 mod bert;
 mod candidates;
 mod column;
+#[cfg(feature = "decoder")]
+mod decoder;
+#[cfg(feature = "decoder")]
+mod decoder_config;
+#[cfg(feature = "decoder")]
+mod decoder_layers;
+#[cfg(feature = "decoder")]
+mod decoder_weights;
 mod distill;
 mod folder;
 mod lexical;

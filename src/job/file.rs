@@ -70,8 +70,8 @@ pub struct ReferencesSection {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EmbedSection {
-    /// `builtin`, or a folder or URL in model2vec or sentence-transformers layout. Default `builtin`: it needs no network and is
-    /// about a hundred times cheaper than a transformer.
+    /// `builtin`, or a folder or URL in model2vec or sentence-transformers layout, or with a Llama, Mistral or Qwen model. Default
+    /// `builtin`: it needs no network and is about a hundred times cheaper than a transformer.
     pub model: String,
     /// Tokens of a window, at least [`MIN_WINDOW`]: texts of more tokens are read in windows of so many. Default: none, every text is
     /// read as one, as far as the model reads.

@@ -12,12 +12,12 @@ use ndarray::{Array2, ArrayView1};
 use pushpull::embed::{DistillOptions, Encoder, ModelFiles, builtin, distill, load, needed_file};
 use safetensors::{Dtype, SafeTensors};
 
-fn fixtures() -> PathBuf {
+pub(crate) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/embed")
 }
 
 /// The files of a folder that the loader asks for.
-fn model_files(folder: &Path) -> ModelFiles {
+pub(crate) fn model_files(folder: &Path) -> ModelFiles {
     fn walk(root: &Path, folder: &Path, files: &mut ModelFiles) {
         for entry in std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())) {
             let path = entry.unwrap().path();
@@ -37,16 +37,16 @@ fn model_files(folder: &Path) -> ModelFiles {
     files
 }
 
-fn open(folder: &Path) -> Arc<dyn Encoder> {
+pub(crate) fn open(folder: &Path) -> Arc<dyn Encoder> {
     load(&folder.display().to_string(), &model_files(folder)).unwrap()
 }
 
-fn lines() -> Vec<String> {
+pub(crate) fn lines() -> Vec<String> {
     serde_json::from_slice(&std::fs::read(fixtures().join("texts.json")).unwrap()).unwrap()
 }
 
-fn golden(name: &str) -> Array2<f32> {
-    let bytes = std::fs::read(fixtures().join("vectors.safetensors")).unwrap();
+pub(crate) fn golden(file: &str, name: &str) -> Array2<f32> {
+    let bytes = std::fs::read(fixtures().join(file)).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let tensor = file.tensor(name).unwrap();
     let numbers = match tensor.dtype() {
@@ -57,14 +57,19 @@ fn golden(name: &str) -> Array2<f32> {
     Array2::from_shape_vec((tensor.shape()[0], tensor.shape()[1]), numbers).unwrap()
 }
 
-fn cosine(a: ArrayView1<'_, f32>, b: ArrayView1<'_, f32>) -> f64 {
+pub(crate) fn cosine(a: ArrayView1<'_, f32>, b: ArrayView1<'_, f32>) -> f64 {
     let dot = |x: ArrayView1<'_, f32>, y: ArrayView1<'_, f32>| x.iter().zip(y).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum::<f64>();
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
-/// Every row against its golden one; zero rows are zero on both sides; a batch is its rows one by one, bit for bit.
+/// [`agrees_with`] the rows of this name in `vectors.safetensors`.
 fn agrees(encoder: &dyn Encoder, name: &str, least: f64) {
-    let (lines, golden) = (lines(), golden(name));
+    agrees_with(encoder, name, &golden("vectors.safetensors", name), least);
+}
+
+/// Every row against its golden one; zero rows are zero on both sides; a batch is its rows one by one, bit for bit.
+pub(crate) fn agrees_with(encoder: &dyn Encoder, name: &str, golden: &Array2<f32>, least: f64) {
+    let lines = lines();
     let texts: Vec<&str> = lines.iter().map(String::as_str).collect();
     let rows = encoder.encode(&texts).unwrap();
     assert_eq!(rows.dim(), golden.dim());
@@ -202,11 +207,24 @@ fn folders_that_cannot_be_loaded_say_what_was_found() {
     assert!(message(&with("model.safetensors", "no")).contains("model.safetensors"));
 }
 
+#[cfg(not(feature = "decoder"))]
+#[test]
+fn a_decoder_needs_the_feature_of_its_name() {
+    let error = load("s3://models/x", &model_files(&fixtures().join("tiny_llama"))).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("feature `decoder`"), "{error}");
+}
+
 #[test]
 fn only_what_a_loader_reads_is_needed() {
     for path in ["modules.json", "config.json", "model.safetensors", "tokenizer.json", "1_Pooling/config.json", "2_Dense/model.safetensors"]
     {
         assert!(needed_file(path), "{path}");
+    }
+    for path in ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-2-of-2.safetensors", "tokenizer_config.json"] {
+        assert!(needed_file(path), "{path}");
+    }
+    for path in ["consolidated.safetensors", "model-of-2.safetensors", "model-a-of-b.safetensors", "model-00001-of-00002.bin"] {
+        assert!(!needed_file(path), "{path}");
     }
     for path in
         ["0_StaticEmbedding/tokenizer.json", "sentence_bert_config.json", "config_sentence_transformers.json", "0_Transformer/config.json"]

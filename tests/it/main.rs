@@ -8,6 +8,8 @@
 mod bad_input;
 mod bytes_read;
 mod candle_bert;
+#[cfg(feature = "decoder")]
+mod decoder;
 mod embed_golden;
 mod embedders;
 mod eval;
