@@ -25,6 +25,7 @@ use super::decoder_layers::Layers;
 use super::decoder_weights::Checkpoint;
 use super::folder::{Folder, Module, PoolingConfig, model_error};
 use super::tokens::{Tokens, Worker};
+use super::window::TokenSpan;
 use super::{Encoder, unit};
 use crate::error::Result;
 
@@ -187,6 +188,14 @@ impl Encoder for Decoder {
 
     fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    fn max_tokens(&self) -> Option<usize> {
+        Some(self.max_tokens - self.before.len() - self.after.len())
+    }
+
+    fn spans(&self, text: &str) -> Result<Vec<TokenSpan>> {
+        self.tokens.spans(text)
     }
 
     fn encode(&self, texts: &[&str]) -> Result<Array2<f32>> {

@@ -18,8 +18,8 @@ use super::ModelFiles;
 use super::bert::Bert;
 use super::folder::{Folder, Layout, model_error};
 use super::lexical::MAX_LEXICAL_DIMS;
-use super::static_table::DEFAULT_LEXICAL_SHARE;
 use super::product::{Matrix, product};
+use super::static_table::DEFAULT_LEXICAL_SHARE;
 use crate::error::{Error, Result};
 
 /// Dimensions kept by default. Together with as many lexical ones they separate harm better than 256 of their own, at the same cost a

@@ -55,7 +55,7 @@ use crate::error::Result;
 
 pub use candidates::{Candidate, Candidates, WindowPlace, embed_candidates, embed_windows};
 pub use column::{texts, vectors};
-pub use distill::{DEFAULT_DISTILL_DIMS, DEFAULT_LEXICAL_DIMS, DEFAULT_FREQUENCY_SMOOTHING, DistillOptions, distill};
+pub use distill::{DEFAULT_DISTILL_DIMS, DEFAULT_FREQUENCY_SMOOTHING, DEFAULT_LEXICAL_DIMS, DistillOptions, distill};
 pub use folder::{load, needed_file};
 pub use views::{RowVectors, embed_views};
 pub use window::{MIN_WINDOW, Pool, TokenSpan, Windows};

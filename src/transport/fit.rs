@@ -97,8 +97,8 @@ fn resolve(
 ) -> Result<Resolved> {
     let mean_cost = mean_cost(sample, safe, harm);
     let selection = select(options, mean_cost, sample, corpus, safe, harm)?;
-    let (epsilon_per_cost, prior_per_cost, inverse_penalty) =
-        selection.map_or((AUTO_EPSILON_PER_COST, AUTO_PRIOR_PER_COST, PRIOR_INVERSE_PENALTY), |chosen| {
+    let (epsilon_per_cost, prior_per_cost, inverse_penalty) = selection
+        .map_or((AUTO_EPSILON_PER_COST, AUTO_PRIOR_PER_COST, PRIOR_INVERSE_PENALTY), |chosen| {
             (chosen.epsilon_per_cost, chosen.prior_per_cost, chosen.inverse_penalty)
         });
     let epsilon = match options.epsilon {
@@ -273,11 +273,7 @@ impl Fitting<'_> {
             selection: self.resolved.selection,
             transport_cost: costs,
             certificate,
-            mean_terms: Some(MeanTerms {
-                pull: mean(&solved.pass.pull),
-                push: mean(&solved.pass.push),
-                prior: mean(&self.prior_terms),
-            }),
+            mean_terms: Some(MeanTerms { pull: mean(&solved.pass.pull), push: mean(&solved.pass.push), prior: mean(&self.prior_terms) }),
         };
         Ok(Fit { model, report, coverage })
     }

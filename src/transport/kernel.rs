@@ -65,20 +65,23 @@ impl KernelFeatures {
         while landmarks.len() < max_rank {
             let rank = landmarks.len();
             // Ties go to the first, so that the choice is the same on every machine.
-            let (pivot, most) = (0..similarities.len()).fold((0, f64::NEG_INFINITY), |best, c| if left[c] > best.1 { (c, left[c]) } else { best });
+            let (pivot, most) =
+                (0..similarities.len()).fold((0, f64::NEG_INFINITY), |best, c| if left[c] > best.1 { (c, left[c]) } else { best });
             if most.is_nan() || most <= tolerance {
                 break;
             }
             let root = most.sqrt();
             let of_pivot: Vec<f64> = features[pivot * max_rank..][..rank].iter().map(|v| f64::from(*v)).collect();
-            features.par_chunks_mut(CHUNK_ROWS * max_rank).zip(left.par_chunks_mut(CHUNK_ROWS)).enumerate().for_each(|(chunk, (lines, left))| {
-                let similarities = &similarities[pivot][chunk * CHUNK_ROWS..];
-                for ((line, left), similarity) in lines.chunks_exact_mut(max_rank).zip(left).zip(similarities) {
-                    let value = (f64::from(kernel(*similarity)) - dot(&of_pivot, &line[..rank])) / root;
-                    line[rank] = value as f32;
-                    *left -= value * value;
-                }
-            });
+            features.par_chunks_mut(CHUNK_ROWS * max_rank).zip(left.par_chunks_mut(CHUNK_ROWS)).enumerate().for_each(
+                |(chunk, (lines, left))| {
+                    let similarities = &similarities[pivot][chunk * CHUNK_ROWS..];
+                    for ((line, left), similarity) in lines.chunks_exact_mut(max_rank).zip(left).zip(similarities) {
+                        let value = (f64::from(kernel(*similarity)) - dot(&of_pivot, &line[..rank])) / root;
+                        line[rank] = value as f32;
+                        *left -= value * value;
+                    }
+                },
+            );
             left[pivot] = 0.0;
             landmarks.push(pivot);
         }
@@ -128,9 +131,8 @@ mod tests {
         let full = KernelFeatures::factor(&candidates, &vec![1.0; 60], 40, 1e-7);
         for i in 0..40 {
             for j in 0..60 {
-                let product: f64 = (0..full.rank)
-                    .map(|t| f64::from(full.features[i * full.rank + t]) * f64::from(full.features[j * full.rank + t]))
-                    .sum();
+                let product: f64 =
+                    (0..full.rank).map(|t| f64::from(full.features[i * full.rank + t]) * f64::from(full.features[j * full.rank + t])).sum();
                 assert!((product - f64::from(kernel(products[[i, j]]))).abs() < 1e-4, "{i} {j}");
             }
         }

@@ -122,8 +122,7 @@ impl PriorProblem {
         let of_safe = count.saturating_sub(harm.len()).max(count / 2).min(safe.len());
         let thinned = |len: usize, keep: usize| (0..keep).map(move |i| i * len / keep.max(1)).collect::<Vec<_>>();
         let (safe_kept, harm_kept) = (thinned(safe.len(), of_safe), thinned(harm.len(), count - of_safe));
-        let candidates: Vec<(bool, usize)> =
-            safe_kept.iter().map(|i| (false, *i)).chain(harm_kept.iter().map(|i| (true, *i))).collect();
+        let candidates: Vec<(bool, usize)> = safe_kept.iter().map(|i| (false, *i)).chain(harm_kept.iter().map(|i| (true, *i))).collect();
         let others = |len: usize, kept: &[usize]| (0..len).filter(|i| kept.binary_search(i).is_err()).collect::<Vec<_>>();
         let rest = others(safe.len(), &safe_kept).into_iter().map(|i| (false, i));
         let references: Vec<(bool, usize)> =
@@ -211,7 +210,12 @@ pub(super) fn prior_terms(
             fill_tile(rows, span.clone(), &mut vectors);
             safe.similarities(&vectors, &mut near)?;
             harm.similarities(&vectors, &mut far)?;
-            Ok(near.chunks_exact(safe.padded()).zip(far.chunks_exact(harm.padded())).take(span.len()).map(|(s, h)| prior.term(s, h)).collect())
+            Ok(near
+                .chunks_exact(safe.padded())
+                .zip(far.chunks_exact(harm.padded()))
+                .take(span.len())
+                .map(|(s, h)| prior.term(s, h))
+                .collect())
         })
         .collect::<Result<_>>()?;
     Ok(tiles.concat())

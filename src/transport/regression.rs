@@ -143,8 +143,7 @@ impl Regression<'_> {
     }
 
     pub(super) fn gradient(&self, parameters: &[f64], logits: &[f64]) -> Vec<f64> {
-        let factors: Vec<f64> =
-            logits.iter().zip(&self.labels).zip(&self.loss_scale).map(|((z, y), c)| -c * y * sigmoid(-y * z)).collect();
+        let factors: Vec<f64> = logits.iter().zip(&self.labels).zip(&self.loss_scale).map(|((z, y), c)| -c * y * sigmoid(-y * z)).collect();
         let mut gradient = self.combine(&factors);
         gradient.iter_mut().zip(&parameters[..self.width]).for_each(|(g, a)| *g += a);
         gradient

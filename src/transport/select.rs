@@ -77,10 +77,8 @@ pub(super) fn select(
     let (epsilons, strengths) = (candidates(options.epsilon, &EPSILONS), candidates(options.prior, &STRENGTHS));
     // Without a prior there is no penalty to choose.
     let penalties = if options.prior == Auto::Fixed(0.0) { &INVERSE_PENALTIES[1..2] } else { &INVERSE_PENALTIES[..] };
-    let grid: Vec<(f64, f64, f64)> = penalties
-        .iter()
-        .flat_map(|c| epsilons.iter().flat_map(|e| strengths.iter().map(|b| (*e, *b, *c))))
-        .collect();
+    let grid: Vec<(f64, f64, f64)> =
+        penalties.iter().flat_map(|c| epsilons.iter().flat_map(|e| strengths.iter().map(|b| (*e, *b, *c)))).collect();
     let (train_rows, scored_rows) = corpus.split_at(corpus.len() / 2);
     let corpus = (&train_rows[..train_rows.len().min(CORPUS_ROWS)], &scored_rows[..scored_rows.len().min(CORPUS_ROWS)]);
     let mut sums = vec![0.0; grid.len()];
@@ -221,10 +219,7 @@ fn similarities(rows: ArrayView2<'_, f32>, packed: &PackedReferences) -> Result<
 fn auc(positive: &[f64], negative: &[f64]) -> f64 {
     let mut sorted = negative.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
-    let below: f64 = positive
-        .iter()
-        .map(|p| 0.5 * (sorted.partition_point(|n| n < p) + sorted.partition_point(|n| n <= p)) as f64)
-        .sum();
+    let below: f64 = positive.iter().map(|p| 0.5 * (sorted.partition_point(|n| n < p) + sorted.partition_point(|n| n <= p)) as f64).sum();
     below / (positive.len() * negative.len()).max(1) as f64
 }
 

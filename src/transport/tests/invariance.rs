@@ -148,7 +148,8 @@ fn without_transport_a_row_has_its_instance_level_score() {
         let of = |set: &ReferenceSet| naive::cost(rows.slice(s![i..=i, ..]), set)[0].clone();
         let (pull, push) = (soft_nearest(&safe, i), soft_nearest(&harm, i));
         assert!((f64::from(row.pull) - pull).abs() < 1e-5 && (f64::from(row.push) - push).abs() < 1e-5, "{row:?} {pull} {push}");
-        let expected = (-(pull - push + model.prior.strength * naive::prior_h(&model.prior, &of(&safe), &of(&harm))) / model.tau - model.log_z).exp();
+        let expected =
+            (-(pull - push + model.prior.strength * naive::prior_h(&model.prior, &of(&safe), &of(&harm))) / model.tau - model.log_z).exp();
         assert!((f64::from(row.weight) / expected - 1.0).abs() < 1e-3);
     }
 }
