@@ -215,17 +215,17 @@ fn push_pull_and_its_parts_on_a_problem_that_needs_both() {
     let mut told = Vec::new();
     let parts = ablations(compared, &whole.model, &options, &views, &mut |name, _| told.push(name.to_owned())).unwrap();
     let names: Vec<&str> = parts.iter().map(|part| part.name.as_str()).collect();
-    assert_eq!(names, ["no prior", "no potentials", "pull only", "push only", "prompt only", "response only"]);
+    assert_eq!(names, ["prior alone", "no prior", "no potentials", "pull only", "push only", "prompt only", "response only"]);
     told.dedup();
     assert_eq!(told, ["no prior", "no potentials", "pull only", "prompt only", "response only"]);
 
     // The pull alone is a fit without push and prior; the whole's score is its weight's logarithm.
     let pull = fit(rows.view(), &safe, &harm, &options.clone().with_push(0.0).with_prior(0.0), None, &mut |_| {}).unwrap();
     let weights = pull.model.weigh(rows.view()).unwrap();
-    assert!(parts[2].scores.iter().zip(&weights).all(|(score, row)| (score - f64::from(row.pull)).abs() < 1e-6));
+    assert!(parts[3].scores.iter().zip(&weights).all(|(score, row)| (score - f64::from(row.pull)).abs() < 1e-6));
     let without = fit(rows.view(), &safe, &harm, &options.clone().with_prior(0.0), None, &mut |_| {}).unwrap();
     let weights = without.model.weigh(rows.view()).unwrap();
-    assert!(parts[3].scores.iter().zip(&weights).all(|(score, row)| (score + f64::from(row.push)).abs() < 1e-6));
+    assert!(parts[4].scores.iter().zip(&weights).all(|(score, row)| (score + f64::from(row.push)).abs() < 1e-6));
 
     let mut methods = vec![ours];
     methods.extend(baselines(compared, &safe, &harm).unwrap());
@@ -270,8 +270,8 @@ fn a_part_that_the_job_has_switched_off_is_not_compared() {
         parts.into_iter().map(|part| part.name).collect::<Vec<_>>()
     };
     assert_eq!(names(TransportOptions::default().with_prior(0.0)), ["no potentials", "pull only", "push only"]);
-    assert_eq!(names(TransportOptions::default().with_slack(Some(0.0))), ["no prior", "pull only", "push only"]);
-    assert_eq!(names(TransportOptions::default().with_push(0.0)), ["no prior", "no potentials"]);
+    assert_eq!(names(TransportOptions::default().with_slack(Some(0.0))), ["prior alone", "no prior", "pull only", "push only"]);
+    assert_eq!(names(TransportOptions::default().with_push(0.0)), ["prior alone", "no prior", "no potentials"]);
 }
 
 #[test]

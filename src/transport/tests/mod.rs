@@ -298,6 +298,7 @@ proptest! {
         let fitted = fit_quietly(sample.view(), &safe, &harm, &options);
         let weights = fitted.model.weigh(sample.view()).unwrap();
         all_finite(&fitted, &weights);
-        prop_assert!((fitted.report.mean_weight - 1.0).abs() < 1e-9);
+        // Where few rows can be told apart the temperature may fall so far that log Z is a number of millions, and its last digit shows.
+        prop_assert!((fitted.report.mean_weight - 1.0).abs() < 1e-9 + 4.0 * f64::EPSILON * fitted.model.log_z.abs());
     }
 }
