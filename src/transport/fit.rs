@@ -34,6 +34,7 @@ use super::report::{Fit, FitProgress, FitReport, MeanTerms, Residuals, Transport
 use super::sample::{SampleTiles, pack};
 use super::select::{Selection, epsilon_of, select};
 use super::solver::{Iterate, Problem, Solved};
+use super::weight::RowWeight;
 use crate::error::{Error, Result};
 
 /// Fits a model to a sample of the corpus.
@@ -107,6 +108,10 @@ fn resolve(
     };
     let strength = match options.prior {
         Auto::Auto => (prior_per_cost * mean_cost).max(0.0),
+        Auto::Fixed(value) => value,
+    };
+    let inverse_penalty = match options.inverse_penalty {
+        Auto::Auto => inverse_penalty,
         Auto::Fixed(value) => value,
     };
     // A prior that counts for nothing isn't worth a regression.
@@ -298,6 +303,21 @@ impl Fitting<'_> {
         let converged = criterion.judge(&measured, CERTIFICATE_ROUNDING) == Verdict::Converged;
         (!converged).then(|| criterion.why_not(&measured, &ending))
     }
+}
+
+/// Measures a finished model anew, on other rows than it was fitted on: certificate, coverage, and means of the score's terms.
+pub(super) fn measure_again(fitted: &mut Fit, rows: ArrayView2<'_, f32>, options: &TransportOptions) -> Result<()> {
+    let model = &fitted.model;
+    let (order, held_out) = split(rows.nrows(), options);
+    let order: Vec<usize> = order.into_iter().chain(held_out).collect();
+    fitted.report.certificate = Certificate::measure(model, rows, &order, options.temperature)?;
+    let packed = pack(&model.safe, &model.harm);
+    let tiles = SampleTiles::try_new(rows, &order, &packed.0, &packed.1, 0)?;
+    fitted.coverage = coverage(&tiles, &model.safe, &model.harm, fitted.report.mean_cost)?;
+    let weighed = model.weigh(rows)?;
+    let mean = |of: fn(&RowWeight) -> f32| weighed.iter().map(|row| f64::from(of(row))).sum::<f64>() / weighed.len().max(1) as f64;
+    fitted.report.mean_terms = Some(MeanTerms { pull: mean(|row| row.pull), push: mean(|row| row.push), prior: mean(|row| row.prior) });
+    Ok(())
 }
 
 fn check_inputs(sample: ArrayView2<'_, f32>, safe: &ReferenceSet, harm: &ReferenceSet, warm: Option<(&[f64], &[f64])>) -> Result<()> {
