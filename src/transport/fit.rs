@@ -56,10 +56,23 @@ pub fn fit(
     warm: Option<(&[f64], &[f64])>,
     progress: &mut dyn FnMut(FitProgress),
 ) -> Result<Fit> {
+    fit_with(None, sample, safe, harm, options, warm, progress)
+}
+
+/// As [`fit()`], with a prior that is given and not learned: strength, penalty and all.
+pub(super) fn fit_with(
+    prior: Option<&Prior>,
+    sample: ArrayView2<'_, f32>,
+    safe: &ReferenceSet,
+    harm: &ReferenceSet,
+    options: &TransportOptions,
+    warm: Option<(&[f64], &[f64])>,
+    progress: &mut dyn FnMut(FitProgress),
+) -> Result<Fit> {
     options.validate()?;
     check_inputs(sample, safe, harm, warm)?;
     let (mut order, held_out_order) = split(sample.nrows(), options);
-    let resolved = resolve(options, sample, &order, safe, harm)?;
+    let resolved = resolve(options, sample, &order, (safe, harm), prior)?;
     let packed = pack(safe, harm);
     let prior_terms = prior_terms(sample, &resolved.prior, (&packed.0, &packed.1))?;
     let fitting = Fitting { sample, safe, harm, options, resolved, packed, prior_terms };
@@ -93,8 +106,8 @@ fn resolve(
     options: &TransportOptions,
     sample: ArrayView2<'_, f32>,
     corpus: &[usize],
-    safe: &ReferenceSet,
-    harm: &ReferenceSet,
+    (safe, harm): (&ReferenceSet, &ReferenceSet),
+    given: Option<&Prior>,
 ) -> Result<Resolved> {
     let mean_cost = mean_cost(sample, safe, harm);
     let selection = select(options, mean_cost, sample, corpus, safe, harm)?;
@@ -115,8 +128,9 @@ fn resolve(
         Auto::Fixed(value) => value,
     };
     // A prior that counts for nothing isn't worth a regression.
-    let prior = match strength {
-        0.0 => Prior::none(safe.len(), harm.len()),
+    let prior = match (given, strength) {
+        (Some(prior), _) => prior.clone(),
+        (None, 0.0) => Prior::none(safe.len(), harm.len()),
         _ => Prior::fit(safe, harm, (sample, corpus), inverse_penalty, strength)?,
     };
     Ok(Resolved { epsilon, prior, mean_cost, selection })

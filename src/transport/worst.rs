@@ -8,7 +8,8 @@
 //!    prior is switched off; dual potentials move a ranking by little.
 //! 2. The potentials are fitted to the picked readings, and readings are picked anew.
 //! 3. Again from these potentials, until at most [`MOVED_TOLERANCE`] of the rows change their pick or [`MAX_ROUNDS`] are over.
-//!    ε, β and the prior's penalty, where they are automatic, are those of the first picks' fit, so that every round solves the same problem.
+//!    ε and the prior are those of the first picks' fit in every round: a prior learned anew, with the new readings as its corpus, would
+//!    give every reading that has just been picked a lower logit, and the picks would never settle.
 //!
 //! Readings are picked by the mean of the new potentials and those that the last picks were made with. Picking by the new ones alone
 //! runs in a circle: potentials that were fitted to one choice of readings weigh the other choice less, and the other way round (on long
@@ -25,7 +26,7 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayView2, Axis};
 use serde::{Deserialize, Serialize};
 
-use super::fit::{fit, measure_again};
+use super::fit::{fit, fit_with, measure_again};
 use super::model::{TransportModel, Weigher};
 use super::options::{Auto, Temperature, TransportOptions};
 use super::references::ReferenceSet;
@@ -169,7 +170,8 @@ pub fn fit_worst(
         inverse_penalty: Auto::Fixed(first.model.prior.inverse_penalty),
         ..options.clone()
     };
-    let mut fitted = fit(candidates.select(&picks).view(), safe, harm, &options, warm, progress)?;
+    let prior = Some(&first.model.prior);
+    let mut fitted = fit_with(prior, candidates.select(&picks).view(), safe, harm, &options, warm, progress)?;
     let mut picked_by = fitted.model.clone();
     let mut rounds = 1;
     while rounds < MAX_ROUNDS {
@@ -180,7 +182,7 @@ pub fn fit_worst(
         picks = next;
         let potentials = (fitted.model.safe_potential.as_slice(), fitted.model.harm_potential.as_slice());
         let before = fitted.report.clone();
-        fitted = fit(candidates.select(&picks).view(), safe, harm, &options, Some(potentials), progress)?;
+        fitted = fit_with(prior, candidates.select(&picks).view(), safe, harm, &options, Some(potentials), progress)?;
         fitted.report.steps += before.steps;
         fitted.report.online_steps += before.online_steps;
         fitted.report.halvings += before.halvings;
@@ -189,7 +191,6 @@ pub fn fit_worst(
         let halfway = |from: &mut [f64], to: &[f64]| from.iter_mut().zip(to).for_each(|(from, to)| *from = 0.5 * (*from + to));
         halfway(&mut picked_by.safe_potential, &fitted.model.safe_potential);
         halfway(&mut picked_by.harm_potential, &fitted.model.harm_potential);
-        picked_by.prior = fitted.model.prior.clone();
     }
     let worst = candidates.worst(&fitted.model)?;
     let moved = share_of_changes(&picks, &worst.iter().map(|(at, _)| *at).collect::<Vec<_>>());
