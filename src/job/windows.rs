@@ -160,8 +160,8 @@ impl<'a> SampleVectors<'a> {
         // The rows so far nearly fill it; a tenth less leaves room for longer ones.
         let fits = (self.ends.len() * 9 / 10).max(1);
         let reason = format!(
-            "the windows of the sample take more than the {} MiB of --memory, {} rows of it so far: lower it to {fits}, allow more memory, or \
-             widen embed.stride",
+            "the windows of the rows to embed take more than the {} MiB of --memory, {} rows of them so far: lower it to {fits} (in an \
+             evaluation it and --rows together, whose rows are embedded with the sample), allow more memory, or widen embed.stride",
             self.memory >> 20,
             self.ends.len()
         );
