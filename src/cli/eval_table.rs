@@ -80,7 +80,8 @@ fn head(report: &EvalReport) -> String {
         (rows.without_label, "without a label"),
         (rows.other_label, "with another label"),
         (rows.without_text, "without text"),
-        (rows.eligible - rows.scored - rows.without_text, "beyond the sample (see --rows)"),
+        (rows.unreadable, "in shards that could not be read"),
+        (rows.eligible - rows.scored - rows.without_text - rows.unreadable, "beyond the sample (see --rows)"),
     ]
     .iter()
     .filter(|(n, _)| *n > 0)

@@ -236,6 +236,8 @@ pub(super) struct EmbeddedRows {
     pub(super) vectors: RowCandidates,
     /// Which request each is of, and how many wanted rows came before it there.
     pub(super) places: Vec<(usize, u64)>,
+    /// Of each request, how many of its wanted rows were read: fewer than wanted where the shard could not be read to its end.
+    pub(super) read: Vec<u64>,
     /// The references that are among the rows of the fit's sample.
     pub(super) occurrences: Occurrences,
     /// Shards that could not be read.
@@ -293,7 +295,7 @@ pub(super) fn embed_sample(
     if let (true, Some(error)) = (sample.is_empty(), first_error) {
         return Err(error);
     }
-    Ok(EmbeddedRows { vectors: sample.finish()?, places, occurrences, quarantined })
+    Ok(EmbeddedRows { vectors: sample.finish()?, places, read: seen, occurrences, quarantined })
 }
 
 fn check_set(sample: &RowCandidates, set: &ReferenceSet, rows: &ReferenceRows) -> Result<()> {
