@@ -90,7 +90,7 @@ fn product(out: &mut String, found: &ExplainedWeight) {
     );
     let _ = writeln!(
         out,
-        "  prior {:>8.4}  {}  a classifier of the references says harmful with {:.1} %",
+        "  prior {:>8.4}  {}  a classifier learned from references and corpus says harmful with {:.1} % (not calibrated)",
         found.prior.value,
         mean(found.prior.mean),
         100.0 * found.prior.probability

@@ -143,7 +143,8 @@ pub struct ExplainedPrior {
     pub value: f64,
     /// Its mean over the sample.
     pub mean: Option<f64>,
-    /// `(1 + h)/2`, how likely the classifier learned from the references calls the row harmful, in `[0, 1]`.
+    /// `(1 + h)/2`: what the prior's classifier says for "harmful", in `[0, 1]`. It is learned from the harmful references against the safe ones
+    /// and the corpus, half and half, harmful rows of the corpus included, so it orders rows and is no calibrated probability of harm.
     pub probability: f64,
 }
 
