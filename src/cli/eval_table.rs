@@ -80,7 +80,8 @@ fn head(report: &EvalReport) -> String {
         (rows.without_label, "without a label"),
         (rows.other_label, "with another label"),
         (rows.without_text, "without text"),
-        (rows.eligible - rows.scored - rows.without_text, "beyond the sample (see --rows)"),
+        (rows.unreadable, "in shards that could not be read"),
+        (rows.eligible - rows.scored - rows.without_text - rows.unreadable, "beyond the sample (see --rows)"),
     ]
     .iter()
     .filter(|(n, _)| *n > 0)
@@ -216,7 +217,12 @@ fn legend(out: &mut String, report: &EvalReport) {
             ),
         ),
         ("marks", "no mark: push-pull is better. `=`: no difference shown. `!`: better than push-pull. Each by the interval of the difference on the same resamples.".to_owned()),
-        ("names", "logistic regression, learned from the references, is also push-pull's prior alone. No potentials: slack = 0.".to_owned()),
+        (
+            "names",
+            "logistic regression: linear, on the vectors of the references alone, C = 10; its score is the logit. Prior alone: push-pull's prior, a \
+             kernel regression on references and corpus, without transport. No potentials: slack = 0."
+                .to_owned(),
+        ),
     ] {
         wrapped(out, &format!("{name:<10} "), &text);
     }

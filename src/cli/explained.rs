@@ -32,13 +32,20 @@ fn one(row: &ExplainedRow, full: bool) -> String {
     };
     let _ = writeln!(out, "{}:{}  {weight}", row.shard, row.row);
     let _ = writeln!(out, "model {}", row.model);
+    let window = row.explained.as_ref().and_then(|found| found.window.as_ref());
+    if let Some(window) = window {
+        let _ = writeln!(out, "read in the window at character {} of column {}", window.character, printable(&window.column));
+    }
     let width = row.texts.iter().map(|text| text.column.chars().count()).max().unwrap_or(0);
     // A text that is there and not embedded has no part in the weight.
     for text in row.texts.iter().filter(|text| text.embedded || text.text.is_none()) {
         let shown = match &text.text {
             None => "(null)".to_owned(),
-            Some(text) if full => indented(text, width + 4),
-            Some(text) => cut(text, TEXT),
+            Some(whole) if full => indented(whole, width + 4),
+            Some(whole) => match window.filter(|window| window.column == text.column && window.character > 0) {
+                Some(window) => format!("…{}", cut(from_character(whole, window.character), TEXT)),
+                None => cut(whole, TEXT),
+            },
         };
         let _ = writeln!(out, "  {:<width$}  {shown}", text.column);
     }
@@ -83,7 +90,7 @@ fn product(out: &mut String, found: &ExplainedWeight) {
     );
     let _ = writeln!(
         out,
-        "  prior {:>8.4}  {}  a classifier of the references says harmful with {:.1} %",
+        "  prior {:>8.4}  {}  a classifier learned from references and corpus says harmful with {:.1} % (not calibrated)",
         found.prior.value,
         mean(found.prior.mean),
         100.0 * found.prior.probability
@@ -148,6 +155,12 @@ fn short(value: f64) -> String {
     }
 }
 
+/// The text from this character on.
+fn from_character(text: &str, character: u64) -> &str {
+    let place = usize::try_from(character).ok().and_then(|character| text.char_indices().nth(character));
+    place.map_or("", |(at, _)| &text[at..])
+}
+
 /// One line of at most so many characters.
 fn cut(text: &str, characters: usize) -> String {
     let line = printable(text);
@@ -177,6 +190,7 @@ mod tests {
         assert_eq!(cut("äöü\u{1b}[31m x", 3), "äöü…");
         assert_eq!(cut("a\n b\t c", 20), "a b c");
         assert_eq!(indented("a\n\u{1b}b", 2), "a\n   b");
+        assert_eq!((from_character("äöü", 1), from_character("äöü", 0), from_character("äöü", 9)), ("öü", "äöü", ""));
     }
 
     #[test]

@@ -55,13 +55,16 @@ pub struct TokenSpan {
 impl Windows {
     /// The windows of a text of `length` bytes whose tokens begin at `spans`: ranges of bytes on character boundaries, in order,
     /// the first from 0 and the last to `length`, each beginning no later than the one before ends. At least one; at most
-    /// [`window`](Self::window) tokens each, save where a single character has more.
+    /// [`window`](Self::window) tokens each, save where a single character has more. A window of 0 tokens counts as one of 1, a stride
+    /// outside its range as the nearest in it.
     pub fn cut(&self, spans: &[TokenSpan], length: usize) -> Vec<Range<usize>> {
         let tokens = spans.len();
-        if tokens <= self.window {
+        let window = self.window.max(1);
+        let stride = self.stride.clamp(1, window);
+        if tokens <= window {
             return std::iter::once(0..length).collect();
         }
-        let borders = borders(spans, self.stride);
+        let borders = borders(spans, stride);
         // The last border up to `limit`, or the next one where a character has so many tokens that there is none.
         let after = |start: usize, limit: usize| {
             let next = borders.partition_point(|&border| border <= start);
@@ -72,17 +75,17 @@ impl Windows {
             0 => 0,
             token => spans.get(token).map_or(length, |span| span.start),
         };
-        let mut windows = Vec::with_capacity(tokens / self.stride + 1);
+        let mut windows = Vec::with_capacity(tokens / stride + 1);
         let mut start = 0;
-        while tokens - start > self.window {
-            let end = after(start, start + self.window);
+        while tokens - start > window {
+            let end = after(start, start + window);
             windows.push(byte(start)..byte(end));
             if end == tokens {
                 return windows;
             }
-            start = after(start, start + self.stride);
+            start = after(start, start + stride);
         }
-        let last = borders.partition_point(|&border| border < tokens - self.window);
+        let last = borders.partition_point(|&border| border < tokens - window);
         windows.push(byte(borders.get(last).map_or(start, |&border| border.min(start)))..length);
         windows
     }
@@ -173,14 +176,14 @@ mod tests {
         #[test]
         fn as_the_definition_says(
             steps in prop::collection::vec((0_usize..4, prop::bool::weighted(0.6)), 0..60),
-            window in 1_usize..12,
-            stride in 1_usize..12,
+            window in 0_usize..12,
+            stride in 0_usize..14,
         ) {
-            let stride = stride.min(window);
             let mut at = 0;
             let spans: Vec<TokenSpan> = steps.iter().map(|&(step, word)| { at += step; TokenSpan { start: at, word } }).collect();
             let cut = windows(window, stride).cut(&spans, at + 2);
-            prop_assert_eq!(&cut, &naive(&spans, at + 2, window, stride));
+            // Fields outside their range are taken for the nearest in it.
+            prop_assert_eq!(&cut, &naive(&spans, at + 2, window.max(1), stride.clamp(1, window.max(1))));
             prop_assert_eq!(cut[0].start, 0);
             prop_assert_eq!(cut[cut.len() - 1].end, at + 2);
             for pair in cut.windows(2) {

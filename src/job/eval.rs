@@ -91,12 +91,19 @@ pub struct EvalRows {
     pub eligible: u64,
     /// Rows drawn for scoring that have no text, and so no weight.
     pub without_text: u64,
+    /// Rows drawn for scoring whose shard is among the quarantined: their label was read, their text could not be. Absent where there is none.
+    #[serde(skip_serializing_if = "is_none_of_them")]
+    pub unreadable: u64,
     /// Rows whose label is null.
     pub without_label: u64,
     /// Rows with a label that was not asked for.
     pub other_label: u64,
     /// Rows for which the condition does not hold.
     pub not_selected: u64,
+}
+
+fn is_none_of_them(rows: &u64) -> bool {
+    *rows == 0
 }
 
 /// How a job does on labelled rows.
@@ -173,11 +180,11 @@ pub async fn eval(job: &Job, options: &EvalOptions) -> Result<EvalReport> {
     let wanted = Wanted::new(&listing, requests.0, &labelled.rows);
     let index = ContentIndex::new([&safe, &harm], encoder.columns())?;
     let embedded = embed(job, (&encoder, index), &wanted, quarantined).await?;
-    let rows = wanted.sort_out(&embedded.places);
+    let (rows, unreadable) = (wanted.sort_out(&embedded.places), wanted.unread(&embedded.read));
     let readings = Readings::new(embedded.vectors, &rows);
     let model = fit_sample(job, &encoder, (&safe, &harm), (Arc::clone(&readings.sample), &embedded.occurrences), None).await?;
 
-    let (classes, names) = classes(&labelled, &rows.scored, options)?;
+    let (classes, names, missing) = classes(&labelled, &rows.scored, options)?;
     let mut quarantined = embedded.quarantined;
     quarantined.extend(labelled.quarantined);
     quarantined.sort_by(|a: &Quarantined, b| a.shard.cmp(&b.shard));
@@ -185,7 +192,8 @@ pub async fn eval(job: &Job, options: &EvalOptions) -> Result<EvalReport> {
     let counts = EvalRows {
         scored: classes.len() as u64,
         eligible: labelled.eligible,
-        without_text: (labelled.rows.len() - classes.len()) as u64,
+        without_text: (labelled.rows.len() - classes.len()) as u64 - unreadable,
+        unreadable,
         without_label: labelled.without_label,
         other_label: labelled.other_label,
         not_selected: labelled.not_selected,
@@ -209,7 +217,7 @@ pub async fn eval(job: &Job, options: &EvalOptions) -> Result<EvalReport> {
         seed: job.file.transport.seed,
         evaluation,
         quarantined,
-        warnings: Vec::new(),
+        warnings: missing,
         seconds: 0.0,
     };
     report.warn();
@@ -305,6 +313,18 @@ impl<'a> Wanted<'a> {
         }
         sorted
     }
+
+    /// Scored rows that come after the last row read of their shard, from the number of wanted rows that were read of each request.
+    fn unread(&self, read: &[u64]) -> u64 {
+        let unread = self.requests.iter().zip(&self.of).zip(read).map(|((request, (_, scored)), read)| {
+            let from = match &request.rows {
+                None => Some(*read),
+                Some(rows) => rows.get(*read as usize).copied(),
+            };
+            from.map_or(0, |from| scored.len() - scored.partition_point(|row| row.row < from)) as u64
+        });
+        unread.sum()
+    }
 }
 
 async fn embed(
@@ -356,8 +376,8 @@ fn one_reading<'a>(rows: &'a RowCandidates, model: &TransportModel) -> Result<Co
     }
 }
 
-/// The class of every scored row, and the classes' names.
-fn classes(labelled: &Labelled, scored: &[(usize, LabelledRow)], options: &EvalOptions) -> Result<(Classes, Vec<String>)> {
+/// The class of every scored row, the classes' names, and a warning for each asked label that no scored row has.
+fn classes(labelled: &Labelled, scored: &[(usize, LabelledRow)], options: &EvalOptions) -> Result<(Classes, Vec<String>, Vec<String>)> {
     const OTHER: &str = "other labels";
     let positives = options.positive.len();
     let mut counts = vec![0u64; labelled.values.len()];
@@ -384,7 +404,19 @@ fn classes(labelled: &Labelled, scored: &[(usize, LabelledRow)], options: &EvalO
     };
     has_text(counts[..positives].iter().all(|n| *n == 0), "--positive")?;
     has_text(negatives.is_empty(), "--negative")?;
-    Ok((Classes::try_new(scored.iter().map(|(_, row)| class_of[row.value]).collect())?, names))
+    let asked =
+        options.positive.iter().map(|value| ("--positive", value)).chain(options.negative.iter().map(|value| ("--negative", value)));
+    // The asked labels are the first values, in this order.
+    let missing = asked.enumerate().filter(|(at, _)| counts[*at] == 0).map(|(at, (option, value))| {
+        let why = match labelled.rows.iter().filter(|row| row.value == at).count() {
+            0 => "no row of it was drawn".to_owned(),
+            1 => "the one row drawn of it has no text that could be read".to_owned(),
+            n => format!("none of the {n} rows drawn of it has text that could be read"),
+        };
+        format!("{option} {value:?} is left out: {why}; raise --rows")
+    });
+    let missing = missing.collect();
+    Ok((Classes::try_new(scored.iter().map(|(_, row)| class_of[row.value]).collect())?, names, missing))
 }
 
 /// Everything that is computed on vectors, off the async threads. Gives push-pull's effective sample size too.

@@ -7,6 +7,7 @@
 use super::context::Job;
 use super::encoder::RowEncoder;
 use super::references::{ReferenceRows, Side};
+use super::windows::read_one;
 use crate::catalog::{Published, StoredModel, WeightsTable};
 use crate::embed;
 use crate::error::{Error, Result, nearest};
@@ -14,7 +15,7 @@ use crate::shard::{Listing, ReadOptions, Shard, ShardEvent, ShardFormat, ShardRe
 use crate::transport::{RowExplanation, RowWeight, SidePart, TransportModel, Weigher};
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Float32Type};
+use arrow::datatypes::{DataType, Float32Type, Int64Type};
 use ndarray::ArrayView1;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -81,7 +82,7 @@ pub struct RowText {
 pub enum PublishedState {
     /// The shard is not weighed yet; the table's current model is used.
     NotYet,
-    /// The table holds the same numbers, to the bit, and the same references; or no weight, as here.
+    /// The table holds the same numbers, to the bit, the same references and the same window; or no weight, as here.
     Same,
     /// The table holds other numbers. Another kind of processor can move their last digits.
     Differs {
@@ -95,6 +96,8 @@ pub enum PublishedState {
 pub struct ExplainedWeight {
     /// The weight; 1 is "as the corpus has it".
     pub weight: f32,
+    /// The window that the row was read in, and that all of this is about: the most harmful one. Null where the job's pool is not `worst`.
+    pub window: Option<ExplainedWindow>,
     /// `pull − λ · push + prior`.
     pub score: f64,
     /// The parts of the product that the weight is; null for models made before the sample's means were kept.
@@ -109,6 +112,15 @@ pub struct ExplainedWeight {
     pub harm: ExplainedSide,
     /// Each view of the row.
     pub views: Vec<ExplainedView>,
+}
+
+/// Where a row was read, as in the table's columns `window_view` and `window`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ExplainedWindow {
+    /// The column that the window is in.
+    pub column: String,
+    /// Where it begins there, in characters (Unicode scalar values) from 0.
+    pub character: u64,
 }
 
 /// `weight = typical × pull × push × prior`.
@@ -131,7 +143,8 @@ pub struct ExplainedPrior {
     pub value: f64,
     /// Its mean over the sample.
     pub mean: Option<f64>,
-    /// `(1 + h)/2`, how likely the classifier learned from the references calls the row harmful, in `[0, 1]`.
+    /// `(1 + h)/2`: what the prior's classifier says for "harmful", in `[0, 1]`. It is learned from the harmful references against the safe ones
+    /// and the corpus, half and half, harmful rows of the corpus included, so it orders rows and is no calibrated probability of harm.
     pub probability: f64,
 }
 
@@ -178,7 +191,8 @@ pub struct ExplainedView {
     pub cost_to_safe: Option<f64>,
     /// The same to the harmful references.
     pub cost_to_harm: Option<f64>,
-    /// The row's weight if this view were null; null where it is, or is the only one.
+    /// The row's weight if this view were null; null where it is, or is the only one. Of a row that is read in its most harmful window,
+    /// the weight of this reading: another window may be the most harmful one then.
     pub weight_without: Option<f32>,
 }
 
@@ -186,7 +200,7 @@ pub struct ExplainedView {
 ///
 /// # Errors
 /// [`Error::InvalidOption`] for a shard or row that is not there, [`Error::Catalog`] before the first model, [`Error::Shard`] for a shard that changed
-/// since it was weighed, [`Error::Model`] where the job's columns or embedder are not the model's, and what the store answers.
+/// since it was weighed, [`Error::Model`] where the job's columns, embedder or windows are not the model's, and what the store answers.
 pub async fn explain(job: &Job, addresses: &[RowAddress]) -> Result<Vec<ExplainedRow>> {
     let table = WeightsTable::open(&job.output).await?;
     let (published, current) = (table.published()?, table.model()?);
@@ -271,6 +285,8 @@ fn check_model(model: &StoredModel, encoder: &RowEncoder) -> Result<()> {
         format!("was fitted on the columns {}{fallback}; the job names others", card.columns.join(", "))
     } else if card.embedder != encoder.fingerprint() {
         "was fitted with another embedder than the job's `embed.model`".to_owned()
+    } else if card.windows != encoder.windows() {
+        "was fitted with other windows than the job's `embed.window`, `embed.stride` and `embed.pool`".to_owned()
     } else {
         return Ok(());
     };
@@ -305,17 +321,23 @@ async fn read_row(job: &Job, shard: &Shard, columns: Vec<String>, row: u64) -> R
 
 /// What the table holds of a row; `None` inside is a row without a weight.
 #[derive(Debug, Clone, PartialEq)]
-struct PublishedRow(Option<(RowNumbers, String, String)>);
+struct PublishedRow(Option<PublishedWeight>);
 
-/// Weight, pull, push and prior.
-type RowNumbers = [f32; 4];
+#[derive(Debug, Clone, PartialEq)]
+struct PublishedWeight {
+    /// Weight, pull, push and prior.
+    numbers: [f32; 4],
+    safe_ref: String,
+    harm_ref: String,
+    window: Option<ExplainedWindow>,
+}
 
 async fn read_sidecar(job: &Job, sidecar: &Published, row: u64) -> Result<PublishedRow> {
     let location = job.output.join(&sidecar.path);
     let meta = location.head().await?;
     let file = Shard { name: sidecar.path.clone(), location, meta, format: ShardFormat::Parquet };
     let numbers = ["weight", "pull", "push", "prior"];
-    let columns = numbers.into_iter().chain(["safe_ref", "harm_ref"]).map(str::to_owned).collect();
+    let columns = numbers.into_iter().chain(["safe_ref", "harm_ref", "window_view", "window"]).map(str::to_owned).collect();
     let batch = read_row(job, &file, columns, row).await?;
     let failed = |what: &str| Error::Internal(format!("sidecar {}: {what}", sidecar.path));
     let number = |column: usize| -> Result<Option<f32>> {
@@ -326,9 +348,14 @@ async fn read_sidecar(job: &Job, sidecar: &Published, row: u64) -> Result<Publis
         let values = cast(batch.column(column), &DataType::Utf8).map_err(|e| failed(&e.to_string()))?;
         Ok(values.as_string::<i32>().iter().next().flatten().map(str::to_owned))
     };
+    let character = batch.column(7).as_primitive_opt::<Int64Type>().ok_or_else(|| failed("`window` is no integer"))?;
+    let character = character.is_valid(0).then(|| u64::try_from(character.value(0)).unwrap_or_default());
+    let window = id(6)?.zip(character).map(|(column, character)| ExplainedWindow { column, character });
     let weighed = (number(0)?, number(1)?, number(2)?, number(3)?, id(4)?, id(5)?);
     Ok(PublishedRow(match weighed {
-        (Some(weight), Some(pull), Some(push), Some(prior), Some(safe), Some(harm)) => Some(([weight, pull, push, prior], safe, harm)),
+        (Some(weight), Some(pull), Some(push), Some(prior), Some(safe_ref), Some(harm_ref)) => {
+            Some(PublishedWeight { numbers: [weight, pull, push, prior], safe_ref, harm_ref, window })
+        }
         _ => None,
     }))
 }
@@ -351,21 +378,28 @@ fn explain_row(
             texts.push(RowText { column: name, embedded: text.is_some() && stands_in, text });
         }
     }
-    let vectors = encoder.encode(&shard.name, batch)?;
     let mut notes = Vec::new();
     let weigher = model.transport.weigher()?;
-    let explained = if vectors.present.first() == Some(&true) {
-        super::weigh::check_dimensions(&shard.name, encoder, vectors.vectors.ncols(), weigher.dims())?;
-        let vector = vectors.vectors.row(0);
+    let explained = if let Some((vector, place)) = read_one(&weigher, encoder, &shard.name, batch)? {
+        let window = match place {
+            None => None,
+            Some(place) => {
+                let column = model.card.window_columns().into_iter().nth(place.column);
+                let column = column.ok_or_else(|| Error::Internal(format!("a window in column {}", place.column)))?;
+                Some(ExplainedWindow { column, character: place.offset as u64 })
+            }
+        };
         if vector.iter().all(|value| *value == 0.0) {
-            notes.push("the embedder knows no token of this row: a zero vector, at cost 1 from every reference".to_owned());
+            let what = if window.is_some() { "window" } else { "row" };
+            notes.push(format!("the embedder knows no token of this {what}: a zero vector, at cost 1 from every reference"));
         }
         if texts.len() > columns.views().len() && texts.last().is_some_and(|text| text.embedded) {
             let last = columns.views().last().cloned().unwrap_or_default();
             let fallback = columns.fallback().unwrap_or_default();
             notes.push(format!("every text column is null: `{fallback}` stands in the view `{last}`"));
         }
-        Some(explain_vector(vector, &weigher, model, columns.views(), references, &mut notes)?)
+        let (weight, explained) = explain_vector(vector.view(), &weigher, model, columns.views(), references, &mut notes)?;
+        Some((weight, ExplainedWeight { window, ..explained }))
     } else {
         let all: Vec<String> = columns.to_read().into_iter().map(|column| format!("`{column}`")).collect();
         let null = if all.len() == 1 { "is null" } else { "are all null" };
@@ -374,12 +408,17 @@ fn explain_row(
     };
     let here = PublishedRow(explained.as_ref().map(|(weight, explained)| {
         let first = |side: &ExplainedSide| side.strongest.first().map(|reference| reference.id.clone()).unwrap_or_default();
-        ([weight.weight, weight.pull, weight.push, weight.prior], first(&explained.safe), first(&explained.harm))
+        PublishedWeight {
+            numbers: [weight.weight, weight.pull, weight.push, weight.prior],
+            safe_ref: first(&explained.safe),
+            harm_ref: first(&explained.harm),
+            window: explained.window.clone(),
+        }
     }));
     let published = match sidecar {
         None => PublishedState::NotYet,
         Some(there) if same(&here, there) => PublishedState::Same,
-        Some(there) => PublishedState::Differs { weight: there.0.as_ref().map(|(numbers, ..)| numbers[0]) },
+        Some(there) => PublishedState::Differs { weight: there.0.as_ref().map(|there| there.numbers[0]) },
     };
     Ok(ExplainedRow {
         shard: shard.name.clone(),
@@ -396,8 +435,9 @@ fn explain_row(
 fn same(here: &PublishedRow, there: &PublishedRow) -> bool {
     match (&here.0, &there.0) {
         (None, None) => true,
-        (Some((a, safe_a, harm_a)), Some((b, safe_b, harm_b))) => {
-            a.map(f32::to_bits) == b.map(f32::to_bits) && safe_a == safe_b && harm_a == harm_b
+        (Some(a), Some(b)) => {
+            a.numbers.map(f32::to_bits) == b.numbers.map(f32::to_bits)
+                && (&a.safe_ref, &a.harm_ref, &a.window) == (&b.safe_ref, &b.harm_ref, &b.window)
         }
         _ => false,
     }
@@ -449,6 +489,7 @@ fn explain_vector(
     });
     let explained = ExplainedWeight {
         weight: parts.row.weight,
+        window: None,
         score: parts.score,
         factors,
         prior: ExplainedPrior { value: parts.prior.term, mean: mean.map(|mean| mean.prior), probability: 0.5 * (1.0 + parts.prior.h) },

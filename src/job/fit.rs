@@ -143,16 +143,23 @@ pub(super) async fn fit_sample(
         fitted
     });
     let (fitted, picks) = fitted.await.map_err(|e| Error::Internal(format!("fit: {e}")))??;
-    let judged = Judged {
-        rows: [safe_rows, harm_rows],
-        sets: [&safe_set, &harm_set],
-        columns: encoder.columns(),
-        mean_cost: fitted.report.mean_cost,
-        coverage: &fitted.coverage,
-        occurrences,
-        sample_rows: fitted.report.rows,
-    };
-    let hygiene = Some(judged.judge()?);
+    let (rows, columns, occurrences) = ([safe_rows.clone(), harm_rows.clone()], encoder.columns().clone(), occurrences.clone());
+    let (mean_cost, sample_rows, coverage) = (fitted.report.mean_cost, fitted.report.rows, fitted.coverage);
+    // Comparing every reference with every other takes a while, and must not hold up the runtime.
+    let judged = tokio::task::spawn_blocking(move || {
+        let [safe_rows, harm_rows] = &rows;
+        let judged = Judged {
+            rows: [safe_rows, harm_rows],
+            sets: [&safe_set, &harm_set],
+            columns: &columns,
+            mean_cost,
+            coverage: &coverage,
+            occurrences: &occurrences,
+            sample_rows,
+        };
+        judged.judge()
+    });
+    let hygiene = Some(judged.await.map_err(|e| Error::Internal(format!("references: {e}")))??);
     let transport = fitted.model;
     let card = ModelCard {
         format: MODEL_FORMAT,
@@ -229,6 +236,8 @@ pub(super) struct EmbeddedRows {
     pub(super) vectors: RowCandidates,
     /// Which request each is of, and how many wanted rows came before it there.
     pub(super) places: Vec<(usize, u64)>,
+    /// Of each request, how many of its wanted rows were read: fewer than wanted where the shard could not be read to its end.
+    pub(super) read: Vec<u64>,
     /// The references that are among the rows of the fit's sample.
     pub(super) occurrences: Occurrences,
     /// Shards that could not be read.
@@ -286,7 +295,7 @@ pub(super) fn embed_sample(
     if let (true, Some(error)) = (sample.is_empty(), first_error) {
         return Err(error);
     }
-    Ok(EmbeddedRows { vectors: sample.finish()?, places, occurrences, quarantined })
+    Ok(EmbeddedRows { vectors: sample.finish()?, places, read: seen, occurrences, quarantined })
 }
 
 fn check_set(sample: &RowCandidates, set: &ReferenceSet, rows: &ReferenceRows) -> Result<()> {

@@ -28,8 +28,8 @@ pub use context::{DEFAULT_CHUNK_ROWS, DEFAULT_MEMORY, Job, Progress, RunOptions}
 pub use encoder::{RowColumns, RowEncoder, load_model, read_model_folder};
 pub use eval::{DEFAULT_EVAL_ROWS, EvalOptions, EvalReport, EvalRows, eval};
 pub use explain::{
-    ExplainedPrior, ExplainedReference, ExplainedRow, ExplainedSide, ExplainedView, ExplainedWeight, Factors, PublishedState, RowAddress,
-    RowText, explain,
+    ExplainedPrior, ExplainedReference, ExplainedRow, ExplainedSide, ExplainedView, ExplainedWeight, ExplainedWindow, Factors,
+    PublishedState, RowAddress, RowText, explain,
 };
 pub use file::{BUILTIN, CorpusSection, DEFAULT_SAMPLE_ROWS, EmbedSection, JobFile, OutputSection, ReferencesSection, TransportSection};
 pub use fit::{Fitted, fit_model, load_references, problem_digest};

@@ -9,6 +9,7 @@ use crate::catalog::{Finding, FindingItem, Published, StoredModel, WeightsTable,
 use crate::error::{Error, Result};
 use crate::shard::{Layout, Shard};
 use crate::sql::{CorpusShard, CorpusTable, LazyTable, SidecarRef, SqlSession};
+use crate::storage::Location;
 use arrow::array::{ArrayRef, BooleanArray, Float32Array, Float64Array, Int64Array, RecordBatch, StringArray};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
@@ -66,31 +67,12 @@ pub async fn sql_session(job: &Job, threads: usize) -> Result<SqlSession> {
     let output = job.output.clone();
     register(&session, "hygiene", hygiene(&[])?, move || {
         let output = output.clone();
-        async move {
-            let mut stored = Vec::new();
-            for digest in StoredModel::list(&output).await? {
-                stored.push(StoredModel::read(&output, &digest).await?);
-            }
-            hygiene(&stored)
-        }
-        .boxed()
+        async move { hygiene(&stored_models(&output).await?) }.boxed()
     })?;
     let output = job.output.clone();
     register(&session, "models", models(&[])?, move || {
         let output = output.clone();
-        async move {
-            let mut stored = Vec::new();
-            for digest in StoredModel::list(&output).await? {
-                match StoredModel::read(&output, &digest).await {
-                    Ok(model) => stored.push(model),
-                    // Models of an older format stay where they are, for the sidecars that name them.
-                    Err(error @ Error::Model { .. }) => tracing::warn!(error = %super::report::with_causes(&error), "not in `models`"),
-                    Err(error) => return Err(error),
-                }
-            }
-            models(&stored)
-        }
-        .boxed()
+        async move { models(&stored_models(&output).await?) }.boxed()
     })?;
     let output = job.output.clone();
     register(&session, "runs", runs(&[])?, move || {
@@ -98,6 +80,20 @@ pub async fn sql_session(job: &Job, threads: usize) -> Result<SqlSession> {
         async move { runs(&list_runs(&output).await?) }.boxed()
     })?;
     Ok(session)
+}
+
+/// Every stored model that can be read.
+async fn stored_models(output: &Location) -> Result<Vec<StoredModel>> {
+    let mut stored = Vec::new();
+    for digest in StoredModel::list(output).await? {
+        match StoredModel::read(output, &digest).await {
+            Ok(model) => stored.push(model),
+            // Models of an older format stay where they are, for the sidecars that name them.
+            Err(error @ Error::Model { .. }) => tracing::warn!(error = %super::report::with_causes(&error), "a stored model is left out"),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(stored)
 }
 
 /// Registers a table that is read when it is asked for; `empty` has its columns.

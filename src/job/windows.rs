@@ -7,11 +7,12 @@
 
 use super::encoder::RowEncoder;
 use super::weigh::check_dimensions;
+use crate::embed::WindowPlace;
 use crate::error::{Error, Result};
-use crate::transport::{RowCandidates, Weigher};
+use crate::transport::{RowCandidates, RowWeight, Weigher};
 use crate::writeback::SidecarRow;
 use arrow::array::RecordBatch;
-use ndarray::{Array2, Axis};
+use ndarray::{Array1, Array2, Axis};
 
 /// Weighs a batch whose columns are [`RowColumns::to_read`](super::RowColumns::to_read): one entry a row, in order, `None` for a row
 /// without text. Where the job picks the most harmful window, that window's weight, and its place. Runs on rayon's current pool.
@@ -41,6 +42,39 @@ pub fn weigh_batch(weigher: &Weigher<'_>, encoder: &RowEncoder, object: &str, ba
         Ok(())
     })?;
     Ok(worst)
+}
+
+/// The vector that the weight of a batch's one row is from: where the job picks the most harmful window, the row read in that window, and
+/// its place. `None` for a row without text. Runs on rayon's current pool.
+///
+/// # Errors
+/// As [`weigh_batch`].
+pub(super) fn read_one(
+    weigher: &Weigher<'_>,
+    encoder: &RowEncoder,
+    object: &str,
+    row: &RecordBatch,
+) -> Result<Option<(Array1<f32>, Option<WindowPlace>)>> {
+    if !encoder.reads_worst() {
+        let rows = encoder.encode(object, row)?;
+        if rows.present.first() != Some(&true) {
+            return Ok(None);
+        }
+        check_dimensions(object, encoder, rows.vectors.ncols(), weigher.dims())?;
+        return Ok(Some((rows.vectors.row(0).to_owned(), None)));
+    }
+    let mut worst: Option<(RowWeight, Array1<f32>, WindowPlace)> = None;
+    encoder.encode_candidates(object, row, &mut |candidates| {
+        check_dimensions(object, encoder, candidates.vectors.ncols(), weigher.dims())?;
+        let weights = weigher.weigh(candidates.vectors)?;
+        for ((weight, vector), of) in weights.into_iter().zip(candidates.vectors.axis_iter(Axis(0))).zip(candidates.of) {
+            if worst.as_ref().is_none_or(|(best, ..)| weigher.is_worse(&weight, best)) {
+                worst = Some((weight, vector.to_owned(), of.window));
+            }
+        }
+        Ok(())
+    })?;
+    Ok(worst.map(|(_, vector, window)| (vector, Some(window))))
 }
 
 /// Vectors of the rows of a sample that have text, as they come in.
@@ -126,8 +160,8 @@ impl<'a> SampleVectors<'a> {
         // The rows so far nearly fill it; a tenth less leaves room for longer ones.
         let fits = (self.ends.len() * 9 / 10).max(1);
         let reason = format!(
-            "the windows of the sample take more than the {} MiB of --memory, {} rows of it so far: lower it to {fits}, allow more memory, or \
-             widen embed.stride",
+            "the windows of the rows to embed take more than the {} MiB of --memory, {} rows of them so far: lower it to {fits} (in an \
+             evaluation it and --rows together, whose rows are embedded with the sample), allow more memory, or widen embed.stride",
             self.memory >> 20,
             self.ends.len()
         );

@@ -174,3 +174,42 @@ fn references_of_another_file_lend_no_texts() {
     assert!(notes.iter().any(|note| note.as_str().unwrap().contains("harm.jsonl is not the file")), "{row}");
     assert_eq!(row["published"]["state"], "same");
 }
+
+#[test]
+fn a_long_row_is_explained_in_the_window_that_its_weight_is_from() {
+    let lake = Lake::of("long_documents");
+    lake.json(&["run", "job.toml"], 0);
+    let columns = "shard, row, weight, \"window\", window_view, document";
+    let mut rows = lake.sql(&format!("select {columns} from corpus where position = 'end' order by weight, id limit 2"));
+    rows.extend(lake.sql(&format!("select {columns} from corpus where position = 'middle' order by weight, id limit 1")));
+    rows.extend(lake.sql(&format!("select {columns} from corpus where position is null order by weight desc, id limit 2")));
+    rows.extend(lake.sql(&format!("select {columns} from corpus where position is null order by weight, id limit 1")));
+    assert!(rows.len() == 6 && rows[..3].iter().all(|row| row["window"].as_u64().unwrap() > 0), "{rows:?}");
+    let addresses: Vec<String> = rows.iter().map(|row| format!("{}:{}", row["shard"].as_str().unwrap(), row["row"])).collect();
+    let mut arguments = vec!["explain", "job.toml"];
+    addresses.iter().for_each(|address| arguments.extend(["--row", address]));
+    let explained = lake.json(&arguments, 0);
+    for (row, found) in rows.iter().zip(explained["rows"].as_array().unwrap()) {
+        assert_eq!(found["published"], json!({ "state": "same" }), "{row} {}", found["explained"]);
+        assert_eq!(found["explained"]["window"], json!({ "column": row["window_view"], "character": row["window"] }));
+        assert!(near(&found["explained"]["weight"], row["weight"].as_f64().unwrap(), 1e-6));
+    }
+    // In words, and the text from the window on: the beginning of a long text says nothing about its weight.
+    let shown = text(&lake.pushpull(&["explain", "job.toml", "--row", &addresses[0]]).stdout);
+    let at = rows[0]["window"].as_u64().unwrap();
+    assert!(shown.contains(&format!("read in the window at character {at} of column document")), "{shown}");
+    let from: String = rows[0]["document"].as_str().unwrap().chars().skip(at as usize).take(120).collect();
+    assert!(shown.contains(&format!("…{}", from.split_whitespace().collect::<Vec<_>>().join(" "))), "{shown}");
+
+    // Read otherwise it would be another weight.
+    for set in ["embed.pool=mean", "embed.stride=16", "embed.window=40"] {
+        let error = lake.error(&["explain", "job.toml", "--row", &addresses[0], "--set", set]);
+        assert!(error.contains("was fitted with other windows"), "{set}: {error}");
+    }
+    // The mean of the windows has no place.
+    let mean = ["--set", "embed.pool=mean", "--set", "output.url=mean/"];
+    lake.json(&[&["run", "job.toml"][..], &mean].concat(), 0);
+    let explained = lake.json(&[&["explain", "job.toml", "--row", &addresses[0]][..], &mean].concat(), 0);
+    assert_eq!(explained["rows"][0]["published"], json!({ "state": "same" }));
+    assert!(explained["rows"][0]["explained"]["window"].is_null());
+}

@@ -129,9 +129,13 @@ fn references_that_are_rows_of_the_corpus_are_named_with_the_row() {
     // A drawn sample names the row by its place in the shard, not by its place in the sample.
     sets.extend(["--set".to_owned(), "transport.sample_rows=400".to_owned()]);
     let report = run(&lake, &sets);
-    for met in report["hygiene"].as_array().unwrap().iter().filter(|f| f["finding"] == "in_corpus") {
+    let sampled = report["sample_rows"].as_u64().unwrap();
+    assert!((398..=400).contains(&sampled), "two of the corpus's rows have no text: {sampled}");
+    let met: Vec<&Value> = report["hygiene"].as_array().unwrap().iter().filter(|f| f["finding"] == "in_corpus").collect();
+    assert!(!met.is_empty(), "{}", report["hygiene"]);
+    for met in met {
         assert!([place(harm), place(safe)].contains(&met["items"][0]["other"].as_str().unwrap().to_owned()), "{met}");
-        assert!(met["message"].as_str().unwrap().contains("398 sampled rows") || met["message"].as_str().unwrap().contains("sampled rows"));
+        assert!(met["message"].as_str().unwrap().contains(&format!("among the {sampled} sampled rows")), "{met}");
     }
 }
 
@@ -169,4 +173,25 @@ fn few_references_are_reported() {
     assert_eq!((&few["count"], &few["items"]), (&json!(7), &json!([])));
     assert!(few["message"].as_str().unwrap().contains("only 7 rows are in"), "{few}");
     assert_eq!(lake.sql("select id, row_count from hygiene where finding = 'too_few'"), [json!({ "id": null, "row_count": 7 })]);
+}
+
+#[test]
+fn stored_models_of_an_older_format_are_left_out() {
+    let lake = Lake::new();
+    let harm = fs::read_to_string(lake.path("references/harm.jsonl")).unwrap();
+    fs::write(lake.path("references/harm.jsonl"), harm.lines().take(7).map(|l| format!("{l}\n")).collect::<String>()).unwrap();
+    run(&lake, &[]);
+    // A file with the right name and nothing in it but a card of format 1, and one that is no model at all.
+    let header = json!({ "__metadata__": { "pushpull": json!({ "format": 1 }).to_string() } }).to_string();
+    let old = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    let name = &blake3::hash(&old).to_hex()[..32];
+    fs::write(lake.path(&format!("output/_models/{name}.safetensors")), old).unwrap();
+    fs::write(lake.path("output/_models/foreign.safetensors"), "foreign").unwrap();
+    for query in ["select distinct model from hygiene", "select model from models"] {
+        let output = lake.pushpull(&["sql", "job.toml", query, "--format", "json"]);
+        assert!(output.status.success(), "{query}: {}", text(&output.stderr));
+        assert_eq!(text(&output.stdout).lines().count(), 1, "{query}: {}", text(&output.stdout));
+        let said = text(&output.stderr);
+        assert!(said.contains(name) && said.contains("has format 1") && said.contains("foreign"), "{query}: {said}");
+    }
 }

@@ -13,6 +13,7 @@ mod decoder;
 mod embed_golden;
 mod embedders;
 mod eval;
+mod eval_rows;
 mod explain;
 mod hygiene;
 mod interrupted;
