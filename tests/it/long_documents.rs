@@ -103,7 +103,7 @@ fn windows_are_another_problem_and_short_rows_stay_what_they_are() {
     for (before, after) in before.iter().zip(&after) {
         let (plain, worst) = (before["weight"].as_f64(), after["weight"].as_f64());
         assert_eq!(plain.is_some(), worst.is_some());
-        assert!(plain.zip(worst).is_none_or(|(a, b)| (a - b).abs() <= 1e-2 * a), "{before} {after}");
+        assert!(plain.zip(worst).is_none_or(|(a, b)| (a - b).abs() <= 5e-2 * a), "{before} {after}");
         assert!(before["window"].is_null() && before["window_view"].is_null());
         assert_eq!(after["window"].is_null(), worst.is_none(), "{after}");
         *views.entry(after["window_view"].as_str().map(str::to_owned)).or_insert(0) += 1;
