@@ -158,7 +158,7 @@ fn encode(card: &ModelCard, model: &TransportModel) -> Result<Vec<u8>> {
         ("harm.potential", Dtype::F64, vec![harm.len()], f64s(&model.harm_potential)),
         ("harm.prior", Dtype::F64, vec![harm.len()], f64s(&model.prior.harm)),
         ("harm.vectors", Dtype::F32, vec![harm.len(), harm.dims()], vectors(harm)),
-        ("prior.intercept", Dtype::F64, vec![1], f64s(&[model.prior.intercept])),
+        ("prior", Dtype::F64, vec![2], f64s(&[model.prior.intercept, model.prior.inverse_penalty])),
         ("safe.masses", Dtype::F64, vec![safe.len()], f64s(safe.masses())),
         ("safe.potential", Dtype::F64, vec![safe.len()], f64s(&model.safe_potential)),
         ("safe.prior", Dtype::F64, vec![safe.len()], f64s(&model.prior.safe)),
@@ -197,13 +197,13 @@ fn decode(bytes: &Bytes) -> std::result::Result<(ModelCard, TransportModel), Str
         let vectors = Array2::from_shape_vec((rows, dims), values).map_err(|e| e.to_string())?;
         ReferenceSet::try_new(vectors, f64s(&format!("{side}.masses"))?).map_err(|e| e.to_string())
     };
-    let intercept = f64s("prior.intercept")?.pop().ok_or("an empty prior")?;
+    let &[intercept, inverse_penalty] = f64s("prior")?.as_slice() else { return Err("prior is not two numbers".into()) };
     let model = TransportModel {
         safe: set("safe")?,
         harm: set("harm")?,
         safe_potential: f64s("safe.potential")?,
         harm_potential: f64s("harm.potential")?,
-        prior: Prior { safe: f64s("safe.prior")?, harm: f64s("harm.prior")?, intercept, strength: card.prior },
+        prior: Prior { safe: f64s("safe.prior")?, harm: f64s("harm.prior")?, intercept, inverse_penalty, strength: card.prior },
         epsilon: card.epsilon,
         push: card.push,
         tau: card.tau,
@@ -238,7 +238,7 @@ mod tests {
             harm,
             safe_potential: vec![0.1, -0.03],
             harm_potential: vec![0.0],
-            prior: Prior { safe: vec![1.5, -0.5], harm: vec![0.7], intercept: 0.2, strength: 0.05 },
+            prior: Prior { safe: vec![1.5, -0.5], harm: vec![0.7], intercept: 0.2, inverse_penalty: 30.0, strength: 0.05 },
             epsilon: 0.03,
             push: 1.0,
             tau: 0.1,

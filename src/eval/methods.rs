@@ -141,7 +141,12 @@ pub fn ablations(
     views: &[String],
     progress: &mut dyn FnMut(&str, FitProgress),
 ) -> Result<Vec<Method>> {
-    let whole = TransportOptions { epsilon: Auto::Fixed(model.epsilon), prior: Auto::Fixed(model.prior.strength), ..options.clone() };
+    let whole = TransportOptions {
+        epsilon: Auto::Fixed(model.epsilon),
+        prior: Auto::Fixed(model.prior.strength),
+        inverse_penalty: Auto::Fixed(model.prior.inverse_penalty),
+        ..options.clone()
+    };
     let mut methods = Vec::new();
     let fitted = |name: &str, options: &TransportOptions, progress: &mut dyn FnMut(&str, FitProgress)| {
         fit(compared.sample, &model.safe, &model.harm, options, None, &mut |at| progress(name, at))

@@ -100,7 +100,10 @@ fn second_order(weigher: &Weigher<'_>, model: &TransportModel, sample: ArrayView
         return Ok((0.0, 0.0));
     }
     let rows = sample.select(Axis(0), few);
-    let weights: Vec<f64> = weigher.weigh(rows.view())?.iter().map(|row| f64::from(row.weight)).collect();
+    // Relative to the largest of these few: a low temperature may leave none of them a weight that f32 can hold.
+    let scores: Vec<f64> = weigher.weigh(rows.view())?.iter().map(|row| weigher.score(row)).collect();
+    let lowest = scores.iter().copied().fold(f64::INFINITY, f64::min);
+    let weights: Vec<f64> = scores.iter().map(|score| ((lowest - score) / model.tau).exp()).collect();
     let (safe, harm) = weigher.responsibilities(rows.view())?;
     let (safe, harm) = (Coupling::new(safe, model.safe.len(), &weights), Coupling::new(harm, model.harm.len(), &weights));
     let TransportModel { push, tau, epsilon, slack, .. } = *model;

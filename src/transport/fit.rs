@@ -34,6 +34,7 @@ use super::report::{Fit, FitProgress, FitReport, MeanTerms, Residuals, Transport
 use super::sample::{SampleTiles, pack};
 use super::select::{Selection, epsilon_of, select};
 use super::solver::{Iterate, Problem, Solved};
+use super::weight::RowWeight;
 use crate::error::{Error, Result};
 
 /// Fits a model to a sample of the corpus.
@@ -55,10 +56,23 @@ pub fn fit(
     warm: Option<(&[f64], &[f64])>,
     progress: &mut dyn FnMut(FitProgress),
 ) -> Result<Fit> {
+    fit_with(None, sample, safe, harm, options, warm, progress)
+}
+
+/// As [`fit()`], with a prior that is given and not learned: strength, penalty and all.
+pub(super) fn fit_with(
+    prior: Option<&Prior>,
+    sample: ArrayView2<'_, f32>,
+    safe: &ReferenceSet,
+    harm: &ReferenceSet,
+    options: &TransportOptions,
+    warm: Option<(&[f64], &[f64])>,
+    progress: &mut dyn FnMut(FitProgress),
+) -> Result<Fit> {
     options.validate()?;
     check_inputs(sample, safe, harm, warm)?;
     let (mut order, held_out_order) = split(sample.nrows(), options);
-    let resolved = resolve(options, sample, &order, safe, harm)?;
+    let resolved = resolve(options, sample, &order, (safe, harm), prior)?;
     let packed = pack(safe, harm);
     let prior_terms = prior_terms(sample, &resolved.prior, (&packed.0, &packed.1))?;
     let fitting = Fitting { sample, safe, harm, options, resolved, packed, prior_terms };
@@ -92,8 +106,8 @@ fn resolve(
     options: &TransportOptions,
     sample: ArrayView2<'_, f32>,
     corpus: &[usize],
-    safe: &ReferenceSet,
-    harm: &ReferenceSet,
+    (safe, harm): (&ReferenceSet, &ReferenceSet),
+    given: Option<&Prior>,
 ) -> Result<Resolved> {
     let mean_cost = mean_cost(sample, safe, harm);
     let selection = select(options, mean_cost, sample, corpus, safe, harm)?;
@@ -109,9 +123,14 @@ fn resolve(
         Auto::Auto => (prior_per_cost * mean_cost).max(0.0),
         Auto::Fixed(value) => value,
     };
+    let inverse_penalty = match options.inverse_penalty {
+        Auto::Auto => inverse_penalty,
+        Auto::Fixed(value) => value,
+    };
     // A prior that counts for nothing isn't worth a regression.
-    let prior = match strength {
-        0.0 => Prior::none(safe.len(), harm.len()),
+    let prior = match (given, strength) {
+        (Some(prior), _) => prior.clone(),
+        (None, 0.0) => Prior::none(safe.len(), harm.len()),
         _ => Prior::fit(safe, harm, (sample, corpus), inverse_penalty, strength)?,
     };
     Ok(Resolved { epsilon, prior, mean_cost, selection })
@@ -298,6 +317,21 @@ impl Fitting<'_> {
         let converged = criterion.judge(&measured, CERTIFICATE_ROUNDING) == Verdict::Converged;
         (!converged).then(|| criterion.why_not(&measured, &ending))
     }
+}
+
+/// Measures a finished model anew, on other rows than it was fitted on: certificate, coverage, and means of the score's terms.
+pub(super) fn measure_again(fitted: &mut Fit, rows: ArrayView2<'_, f32>, options: &TransportOptions) -> Result<()> {
+    let model = &fitted.model;
+    let (order, held_out) = split(rows.nrows(), options);
+    let order: Vec<usize> = order.into_iter().chain(held_out).collect();
+    fitted.report.certificate = Certificate::measure(model, rows, &order, options.temperature)?;
+    let packed = pack(&model.safe, &model.harm);
+    let tiles = SampleTiles::try_new(rows, &order, &packed.0, &packed.1, 0)?;
+    fitted.coverage = coverage(&tiles, &model.safe, &model.harm, fitted.report.mean_cost)?;
+    let weighed = model.weigh(rows)?;
+    let mean = |of: fn(&RowWeight) -> f32| weighed.iter().map(|row| f64::from(of(row))).sum::<f64>() / weighed.len().max(1) as f64;
+    fitted.report.mean_terms = Some(MeanTerms { pull: mean(|row| row.pull), push: mean(|row| row.push), prior: mean(|row| row.prior) });
+    Ok(())
 }
 
 fn check_inputs(sample: ArrayView2<'_, f32>, safe: &ReferenceSet, harm: &ReferenceSet, warm: Option<(&[f64], &[f64])>) -> Result<()> {

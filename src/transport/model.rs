@@ -70,7 +70,7 @@ impl TransportModel {
             check(name, potential.len() == set.len(), format!("has {} values for {} references", potential.len(), set.len()))?;
             check(name, potential.iter().all(|g| g.is_finite()), "must be finite".into())?;
         }
-        let Prior { safe: safe_coefficients, harm: harm_coefficients, intercept, strength } = &self.prior;
+        let Prior { safe: safe_coefficients, harm: harm_coefficients, intercept, strength, .. } = &self.prior;
         let (near, far) = (safe_coefficients.len(), harm_coefficients.len());
         let fits = near == self.safe.len() && far == self.harm.len();
         check("prior", fits, format!("has {near} and {far} coefficients for {} and {} references", self.safe.len(), self.harm.len()))?;

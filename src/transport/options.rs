@@ -27,10 +27,10 @@ pub const MIN_EPSILON: f64 = 1e-4;
 pub const MAX_EPSILON: f64 = 100.0;
 /// `epsilon = auto` is this times the mean cost where cross-validation finds nothing better: sharp enough to tell neighbours
 /// apart, smooth enough to converge.
-pub const AUTO_EPSILON_PER_COST: f64 = 0.04;
+pub const AUTO_EPSILON_PER_COST: f64 = 0.03;
 /// `prior = auto` is this times the mean cost where cross-validation finds nothing better: the value that did best over several
 /// corpora and embeddings.
-pub const AUTO_PRIOR_PER_COST: f64 = 0.4;
+pub const AUTO_PRIOR_PER_COST: f64 = 0.3;
 
 /// A number, or the rule that derives it from the sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -73,6 +73,9 @@ pub struct TransportOptions {
     /// β ≥ 0, how much the learned prior counts. Auto: chosen by
     /// cross-validation on the references, else [`AUTO_PRIOR_PER_COST`] × the mean cost. 0 is the published objective.
     pub prior: Auto,
+    /// C > 0, inverse penalty of the prior's regression. Auto: chosen by cross-validation on the references, else
+    /// [`PRIOR_INVERSE_PENALTY`](super::PRIOR_INVERSE_PENALTY).
+    pub inverse_penalty: Auto,
     /// τ, or the effective sample size that decides it. Default: an effective size of half the sample.
     pub temperature: Temperature,
     /// ρ ≥ 0, KL relaxation of the reference marginals. None (default): the weighted rows must match the references' masses.
@@ -105,6 +108,7 @@ impl Default for TransportOptions {
             epsilon: Auto::Auto,
             push: DEFAULT_PUSH,
             prior: Auto::Auto,
+            inverse_penalty: Auto::Auto,
             temperature: Temperature::default(),
             slack: None,
             seed: 0,
@@ -134,6 +138,10 @@ impl TransportOptions {
         check("push", self.push.is_finite() && self.push >= 0.0, format!("must be finite and at least 0, found {}", self.push))?;
         if let Auto::Fixed(value) = self.prior {
             check("prior", value.is_finite() && value >= 0.0, format!("must be \"auto\" or at least 0, found {value}"))?;
+        }
+        if let Auto::Fixed(value) = self.inverse_penalty {
+            let fine = value.is_finite() && value > 0.0;
+            check("inverse_penalty", fine, format!("must be \"auto\" or above 0, found {value}"))?;
         }
         match self.temperature {
             Temperature::Ess(value) => {
@@ -174,6 +182,13 @@ impl TransportOptions {
     #[must_use]
     pub fn with_prior(mut self, prior: f64) -> Self {
         self.prior = Auto::Fixed(prior);
+        self
+    }
+
+    /// Sets [`TransportOptions::inverse_penalty`].
+    #[must_use]
+    pub fn with_inverse_penalty(mut self, inverse_penalty: f64) -> Self {
+        self.inverse_penalty = Auto::Fixed(inverse_penalty);
         self
     }
 
@@ -237,6 +252,7 @@ mod tests {
             (base().with_epsilon(f64::NAN), "epsilon"),
             (base().with_push(-1.0), "push"),
             (base().with_prior(f64::INFINITY), "prior"),
+            (base().with_inverse_penalty(0.0), "inverse_penalty"),
             (base().with_temperature(Temperature::Ess(1.0)), "temperature"),
             (base().with_temperature(Temperature::Fixed(0.0)), "temperature"),
             (base().with_slack(Some(-0.1)), "slack"),

@@ -14,7 +14,8 @@
 //! row of the corpus pulls its own logit down, but not below that of the rows around it.
 //!
 //! A row's logit needs nothing but its similarities to the references, which its potentials need anyhow. See `kernel` for how
-//! landmarks are chosen and `regression` for the solver. Memory of a fit: `(references + corpus rows) × landmarks × 8` bytes.
+//! landmarks are chosen and `regression` for the solver. Memory of a fit: `4 × (candidates + 2 × landmarks + dimensions)` bytes
+//! for each reference and each corpus row, at most 2,048 candidates and 1,024 landmarks: 200 MB for 8,192 references a side.
 
 use ndarray::ArrayView2;
 use rayon::prelude::*;
@@ -26,8 +27,8 @@ use super::references::ReferenceSet;
 use super::regression::Regression;
 use crate::error::Result;
 
-/// Inverse strength of the L2 penalty, scikit-learn's `C`. Of 10, 30, 100 and 300 the one that did best where references were
-/// few as well as where they were many.
+/// Inverse strength of the L2 penalty, scikit-learn's `C`, where cross-validation finds nothing better: it did better than 10 both
+/// where references were few and where they were many.
 pub const PRIOR_INVERSE_PENALTY: f64 = 30.0;
 /// Share of the corpus in the class that isn't harmful; the safe references are the rest.
 pub const PRIOR_CORPUS_SHARE: f64 = 0.5;
@@ -37,7 +38,7 @@ pub const PRIOR_CORPUS_ROWS: usize = 2048;
 pub const PRIOR_LANDMARKS: usize = 1024;
 
 /// References that may become landmarks, at most, of both sides together; more are thinned evenly.
-const CANDIDATES: usize = 4096;
+const CANDIDATES: usize = 2048;
 /// A candidate with less of its kernel unexplained than this is no landmark: below it lies the rounding of f32 similarities.
 const TOLERANCE: f64 = 1e-4;
 /// Gradient norm, relative to that at 0, at which the regression stops: far below what moves a weight.
@@ -52,6 +53,8 @@ pub struct Prior {
     pub harm: Vec<f64>,
     /// `b`.
     pub intercept: f64,
+    /// C, the inverse penalty of the regression. No part of a weight: it says how the numbers above were found.
+    pub inverse_penalty: f64,
     /// β ≥ 0, in units of the cost: the score gains `β · h(x)`. 0 switches the prior off.
     pub strength: f64,
 }
@@ -60,7 +63,7 @@ impl Prior {
     /// The prior that says nothing: β = 0, every coefficient 0.
     #[must_use]
     pub fn none(safe: usize, harm: usize) -> Self {
-        Self { safe: vec![0.0; safe], harm: vec![0.0; harm], intercept: 0.0, strength: 0.0 }
+        Self { safe: vec![0.0; safe], harm: vec![0.0; harm], intercept: 0.0, inverse_penalty: PRIOR_INVERSE_PENALTY, strength: 0.0 }
     }
 
     /// Fits the regression on both reference sets and the rows of the sample at these places (the first [`PRIOR_CORPUS_ROWS`] of
@@ -168,7 +171,7 @@ impl PriorProblem {
         };
         let mut beta = regression.solve(None, GRADIENT_TOLERANCE);
         let intercept = beta.pop().unwrap_or(0.0);
-        let mut prior = Prior { intercept, strength, ..Prior::none(self.lengths.0, self.lengths.1) };
+        let mut prior = Prior { intercept, inverse_penalty, strength, ..Prior::none(self.lengths.0, self.lengths.1) };
         for (landmark, alpha) in self.features.landmarks.iter().zip(self.features.landmark_coefficients(&beta)) {
             let (harmful, index) = self.candidates[*landmark];
             if harmful { prior.harm[index] = alpha } else { prior.safe[index] = alpha }

@@ -78,10 +78,8 @@ pub struct FitReport {
     pub why_not: Option<String>,
     /// Whether the push side was seen to oscillate or run away: the error stalled while its steps turned back on themselves, or while
     /// its stability number was 1 or above. A fit may still converge after it, with smaller steps.
-    #[serde(default)]
     pub oscillated: bool,
     /// Times a side's step was halved because the error stalled.
-    #[serde(default)]
     pub halvings: u32,
     /// Marginal errors over all rows of the sample, of the potentials in the model, as the solver saw them.
     pub residuals: Residuals,
@@ -100,11 +98,9 @@ pub struct FitReport {
     pub selection: Option<Selection>,
     /// The four transport costs.
     pub transport_cost: TransportCosts,
-    /// The optimality conditions, measured on the finished model. Cards written before there was one read as the default.
-    #[serde(default)]
+    /// The optimality conditions, measured on the finished model.
     pub certificate: Certificate,
-    /// Means of the terms of the score; None in models made before they were kept.
-    #[serde(default)]
+    /// Means of the terms of the score over the sample; None before anything was measured.
     pub mean_terms: Option<MeanTerms>,
 }
 

@@ -8,15 +8,16 @@
 //!    prior is switched off; dual potentials move a ranking by little.
 //! 2. The potentials are fitted to the picked readings, and readings are picked anew.
 //! 3. Again from these potentials, until at most [`MOVED_TOLERANCE`] of the rows change their pick or [`MAX_ROUNDS`] are over.
-//!    ε and β, where they are automatic, are those of the first fit, so that every round solves the same problem.
+//!    ε and the prior are those of the first picks' fit in every round: a prior learned anew, with the new readings as its corpus, would
+//!    give every reading that has just been picked a lower logit, and the picks would never settle.
 //!
 //! Readings are picked by the mean of the new potentials and those that the last picks were made with. Picking by the new ones alone
 //! runs in a circle: potentials that were fitted to one choice of readings weigh the other choice less, and the other way round (on long
 //! film reviews in windows of 64 tokens 8 % of the rows went to and fro for ever; with the mean it was 2 % after six rounds, and falling).
 //!
-//! At last the normaliser is set so that the mean weight over the sample, each row by the final model's own pick, is 1. The
-//! residuals and transport costs in the report are those of the last fit's readings, of which the share [`Picks::moved`] is no
-//! longer the pick; effective size and mean weight are those of the final picks.
+//! At last the normaliser is set so that the mean weight over the sample, each row by the final model's own pick, is 1, and the finished
+//! model is measured on these picks: certificate, effective size, mean terms, coverage. The residuals, the transport costs and
+//! `converged` in the report are the last fit's, on its own readings, of which the share [`Picks::moved`] is no longer the pick.
 //!
 //! Memory: a copy of one vector a row, and one [`RowWeight`] a candidate, beside what [`fit()`](super::fit()) takes.
 
@@ -25,7 +26,7 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayView2, Axis};
 use serde::{Deserialize, Serialize};
 
-use super::fit::fit;
+use super::fit::{fit, fit_with, measure_again};
 use super::model::{TransportModel, Weigher};
 use super::options::{Auto, Temperature, TransportOptions};
 use super::references::ReferenceSet;
@@ -163,10 +164,14 @@ pub fn fit_worst(
     let first = fit(candidates.select(&picks).view(), safe, harm, &instance_level, None, &mut |_| {})?;
     picks = candidates.worst(&first.model)?.into_iter().map(|(at, _)| at).collect();
 
-    let mut options = options.clone();
-    let mut fitted = fit(candidates.select(&picks).view(), safe, harm, &options, warm, progress)?;
-    options.epsilon = Auto::Fixed(fitted.model.epsilon);
-    options.prior = Auto::Fixed(fitted.model.prior.strength);
+    let options = TransportOptions {
+        epsilon: Auto::Fixed(first.model.epsilon),
+        prior: Auto::Fixed(first.model.prior.strength),
+        inverse_penalty: Auto::Fixed(first.model.prior.inverse_penalty),
+        ..options.clone()
+    };
+    let prior = Some(&first.model.prior);
+    let mut fitted = fit_with(prior, candidates.select(&picks).view(), safe, harm, &options, warm, progress)?;
     let mut picked_by = fitted.model.clone();
     let mut rounds = 1;
     while rounds < MAX_ROUNDS {
@@ -176,15 +181,16 @@ pub fn fit_worst(
         }
         picks = next;
         let potentials = (fitted.model.safe_potential.as_slice(), fitted.model.harm_potential.as_slice());
-        let (steps, online_steps) = (fitted.report.steps, fitted.report.online_steps);
-        fitted = fit(candidates.select(&picks).view(), safe, harm, &options, Some(potentials), progress)?;
-        fitted.report.steps += steps;
-        fitted.report.online_steps += online_steps;
+        let before = fitted.report.clone();
+        fitted = fit_with(prior, candidates.select(&picks).view(), safe, harm, &options, Some(potentials), progress)?;
+        fitted.report.steps += before.steps;
+        fitted.report.online_steps += before.online_steps;
+        fitted.report.halvings += before.halvings;
+        fitted.report.oscillated |= before.oscillated;
         rounds += 1;
         let halfway = |from: &mut [f64], to: &[f64]| from.iter_mut().zip(to).for_each(|(from, to)| *from = 0.5 * (*from + to));
         halfway(&mut picked_by.safe_potential, &fitted.model.safe_potential);
         halfway(&mut picked_by.harm_potential, &fitted.model.harm_potential);
-        picked_by.prior = fitted.model.prior.clone();
     }
     let worst = candidates.worst(&fitted.model)?;
     let moved = share_of_changes(&picks, &worst.iter().map(|(at, _)| *at).collect::<Vec<_>>());
@@ -196,6 +202,9 @@ pub fn fit_worst(
         fitted.report.mean_weight = 1.0;
         fitted.report.ess = sum * sum / (rows as f64 * squares);
     }
+    fitted.report.selection = first.report.selection;
+    let picked = candidates.select(&worst.iter().map(|(at, _)| *at).collect::<Vec<_>>());
+    measure_again(&mut fitted, picked.view(), &options)?;
     Ok((fitted, Picks { rounds, candidates: candidates.vectors.nrows(), moved }))
 }
 

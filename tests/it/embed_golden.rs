@@ -158,7 +158,7 @@ fn minilm_agrees_with_flax() {
 #[test]
 fn distilling_gives_a_folder_that_loads_and_the_same_bytes_twice() {
     let files = model_files(&fixtures().join("tiny_bert"));
-    let options = DistillOptions::default().with_dims(8);
+    let options = DistillOptions::default().with_dims(8).with_lexical_dims(70);
     let mut seen = Vec::new();
     let table = distill("tiny", &files, &options, &mut |done, total| seen.push((done, total))).unwrap();
     assert_eq!(seen.first().map(|s| s.0), Some(0));
@@ -171,11 +171,20 @@ fn distilling_gives_a_folder_that_loads_and_the_same_bytes_twice() {
 
     let small: ModelFiles = table.into_iter().map(|(path, content)| (path, Bytes::from(content))).collect();
     let encoder = load("small", &small).unwrap();
-    assert_eq!(encoder.dims(), 8);
+    assert_eq!(encoder.dims(), 8 + 70);
     let rows = encoder.encode(&["the train was late", "the train was late", ""]).unwrap();
     assert_eq!(rows.row(0), rows.row(1));
     assert!(rows.row(2).iter().all(|&x| x == 0.0));
     assert!(distill("small", &small, &options, &mut |_, _| {}).is_err(), "a table cannot be distilled again");
+    let alone = distill("tiny", &files, &options.clone().with_lexical_dims(0), &mut |_, _| {}).unwrap();
+    let alone: ModelFiles = alone.into_iter().map(|(path, content)| (path, Bytes::from(content))).collect();
+    let alone = load("alone", &alone).unwrap();
+    assert_eq!(alone.dims(), 8);
+    // The lexical part takes its share and leaves the direction of the rest.
+    let meaning = alone.encode(&["the train was late"]).unwrap();
+    let scaled: Vec<f32> = meaning.iter().map(|x| x * 0.75f32.sqrt()).collect();
+    assert!(rows.row(0).iter().zip(&scaled).all(|(ours, expected)| (ours - expected).abs() < 1e-6), "{rows} {scaled:?}");
+    assert!(distill("tiny", &files, &options.clone().with_lexical_dims(5000), &mut |_, _| {}).is_err());
     for dims in [0, 17] {
         assert!(distill("tiny", &files, &DistillOptions::default().with_dims(dims), &mut |_, _| {}).is_err());
     }

@@ -59,6 +59,7 @@ fn push_pull_is_measured_by_the_weights_that_a_run_publishes() {
             "nearest reference",
             "mean of 100 nearest",
             "logistic regression",
+            "prior alone",
             "no prior",
             "no potentials",
             "pull only",

@@ -251,7 +251,7 @@ proptest! {
             harm: ReferenceSet::try_new(naive::unit_rows(harm, dims, seed + 2), naive::masses(harm, seed + 3)).unwrap(),
             safe_potential: naive::potential(safe, 0.3, seed + 4),
             harm_potential: naive::potential(harm, 0.3, seed + 5),
-            prior: Prior { safe: naive::potential(safe, 2.0, seed + 6), harm: naive::potential(harm, 2.0, seed + 8), intercept: 0.1, strength: 0.1 },
+            prior: Prior { safe: naive::potential(safe, 2.0, seed + 6), harm: naive::potential(harm, 2.0, seed + 8), intercept: 0.1, inverse_penalty: 30.0, strength: 0.1 },
             epsilon,
             push,
             tau,
