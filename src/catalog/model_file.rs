@@ -62,9 +62,8 @@ pub struct ModelCard {
     pub slack: Option<f64>,
     /// How the fit went.
     pub report: FitReport,
-    /// What was found about the references; None in models made before anything was looked for.
-    #[serde(default)]
-    pub hygiene: Option<Hygiene>,
+    /// What was found about the references.
+    pub hygiene: Hygiene,
     /// The model whose potentials this fit started from.
     pub parent: Option<String>,
 }
@@ -266,7 +265,7 @@ mod tests {
             log_z: 0.7,
             slack: None,
             report: FitReport::default(),
-            hygiene: None,
+            hygiene: Hygiene::default(),
             parent: None,
         };
         StoredModel::try_new(card, transport).unwrap()

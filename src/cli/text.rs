@@ -49,14 +49,17 @@ pub(super) fn report(job: &str, report: &RunReport, weighed: bool) -> String {
             ),
         );
     }
-    let Certificate { gap, stability, joint_rate, .. } = report.certificate;
-    let held = match joint_rate {
-        _ if report.push == 0.0 => "nothing is pushed".to_owned(),
-        rate if rate < 1.0 => format!("a strict local optimum, joint rate {rate:.3} (push alone: stability {stability:.2})"),
-        rate => format!("NOT a local optimum, joint rate {rate:.3} (push alone: stability {stability:.2}); below 1 it would be"),
-    };
-    let oscillated = if report.oscillated { "; it oscillated during the fit" } else { "" };
-    line("certified", format!("gap to safe {:.1e}, to harm {:.1e}; {held}{oscillated}", gap.safe, gap.harm));
+    let Certificate { rows, gap, stability, joint_rate, .. } = report.certificate;
+    // Measured on no row it says nothing.
+    if rows > 0 {
+        let held = match joint_rate {
+            _ if report.push == 0.0 => "nothing is pushed".to_owned(),
+            rate if rate < 1.0 => format!("a strict local optimum, joint rate {rate:.3} (push alone: stability {stability:.2})"),
+            rate => format!("NOT a local optimum, joint rate {rate:.3} (push alone: stability {stability:.2}); below 1 it would be"),
+        };
+        let oscillated = if report.oscillated { "; it oscillated during the fit" } else { "" };
+        line("certified", format!("gap to safe {:.1e}, to harm {:.1e}; {held}{oscillated}", gap.safe, gap.harm));
+    }
     let cost = report.transport_cost;
     line(
         "transport",

@@ -7,7 +7,8 @@
 //! * **Candidates**: for each view and each of its windows, the row with this view read in this window alone and every other view by
 //!   its mean. A row in which each view is one window has one candidate, itself.
 //!
-//! A text of one window has the vector that it has without windows, to the bit. A row's candidates depend on the row and the
+//! A text of one window has the vector that it has without windows, to the bit; but not where a static table with `max_length` would cut it by
+//! its characters, as a window is read whole. A row's candidates depend on the row and the
 //! encoder alone: not on the other rows, on how they are grouped here or on the number of threads.
 //!
 //! Memory: token offsets and windows of all texts given (some 16 bytes a token for the text under way, 40 bytes a window); vectors
@@ -59,7 +60,7 @@ pub struct Candidates<'a> {
 /// One vector a row, its texts read as the means of their windows. Everything else is as in [`embed_views`](super::embed_views).
 ///
 /// # Errors
-/// What [`Encoder::spans`] and [`Encoder::encode`] return; [`Error::Internal`] where the columns differ in length or there is no view.
+/// What [`Encoder::spans`] and [`Encoder::encode_windows`] return; [`Error::Internal`] where the columns differ in length or there is no view.
 pub fn embed_windows(
     encoder: &dyn Encoder,
     views: &[Vec<Option<&str>>],
@@ -242,7 +243,7 @@ fn read<'a>(encoder: &dyn Encoder, texts: &[&str], windows: &'a [Vec<Window>], r
         });
         of_text.insert(place.text, (rows, mean));
     }
-    let encoded = encoder.encode(&distinct)?;
+    let encoded = encoder.encode_windows(&distinct)?;
     let means = long.par_iter().map(|rows| mean(&encoded, rows)).collect::<Result<Vec<_>>>()?;
     Ok(Read { windows, encoded, of_text, means })
 }

@@ -89,6 +89,15 @@ pub trait Encoder: Send + Sync + Debug {
     /// # Errors
     /// [`Error::Model`](crate::error::Error::Model) where the tokenizer refuses a text or the model gives a number that is not finite.
     fn encode(&self, texts: &[&str]) -> Result<Array2<f32>>;
+
+    /// The same for texts that are windows, of at most [`max_tokens`](Encoder::max_tokens) tokens each: every one is read whole, also by an
+    /// encoder that cuts texts by another measure than tokens. Any other encoder gives what [`encode`](Encoder::encode) gives.
+    ///
+    /// # Errors
+    /// As [`encode`](Encoder::encode).
+    fn encode_windows(&self, windows: &[&str]) -> Result<Array2<f32>> {
+        self.encode(windows)
+    }
 }
 
 /// Where the built-in table is said to be, in errors.
@@ -104,11 +113,14 @@ pub fn builtin() -> Result<Arc<dyn Encoder>> {
     if let Some(encoder) = SHARED.get() {
         return Ok(Arc::clone(encoder));
     }
-    let files = ModelFiles::from([
+    let encoder = load(BUILTIN, &builtin_files())?;
+    Ok(Arc::clone(SHARED.get_or_init(|| encoder)))
+}
+
+fn builtin_files() -> ModelFiles {
+    ModelFiles::from([
         ("config.json".to_owned(), Bytes::from_static(include_bytes!("builtin/config.json"))),
         ("model.safetensors".to_owned(), Bytes::from_static(include_bytes!("builtin/model.safetensors"))),
         ("tokenizer.json".to_owned(), Bytes::from_static(include_bytes!("builtin/tokenizer.json"))),
-    ]);
-    let encoder = load(BUILTIN, &files)?;
-    Ok(Arc::clone(SHARED.get_or_init(|| encoder)))
+    ])
 }

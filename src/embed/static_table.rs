@@ -7,7 +7,9 @@
 //! * sums are in f32 (model2vec sums f16 tables into f16), one token after the other, so all machines give the same bits.
 //!
 //! The same as there: `max_length` (tokens, 512 where config.json does not say, `null` for no limit) cuts a text first to
-//! `max_length` × the median token length characters and then to `max_length` tokens. The built-in table has `null`: it reads whole texts.
+//! `max_length` × the median token length characters and then to `max_length` tokens. The first cut saves work and is not made in a text that
+//! is a window: `max_length` tokens of long words have more characters than that, and every token of a document is to be read in one of its
+//! windows. The built-in table has `null`: it reads whole texts.
 
 use ndarray::Array2;
 use rayon::prelude::*;
@@ -65,6 +67,8 @@ struct Limit {
     characters: usize,
     tokens: usize,
 }
+
+const NO_LIMIT: Limit = Limit { characters: usize::MAX, tokens: usize::MAX };
 
 #[derive(Debug, Deserialize)]
 struct Config {
@@ -152,15 +156,26 @@ impl StaticTable {
         Ok(Self { tokens, dims, rows, entries, limit, lexical, fingerprint, location: folder.location.to_owned() })
     }
 
-    /// Fills `row`, all zero before, with one text's vector.
-    fn encode_into(&self, text: &str, worker: &mut Worker<'_>, row: &mut [f32]) -> Result<()> {
-        let (text, limit) = match self.limit {
-            None => (text, usize::MAX),
-            Some(limit) => (first_characters(text, limit.characters), limit.tokens),
+    /// Vectors of whole texts or of windows.
+    fn encode_each(&self, texts: &[&str], limit: Limit) -> Result<Array2<f32>> {
+        let dims = self.dims();
+        let mut rows = Array2::zeros((texts.len(), dims));
+        let Some(numbers) = rows.as_slice_mut() else {
+            return Err(Error::Internal("a new array is not contiguous".to_owned()));
         };
+        numbers
+            .par_chunks_mut(dims)
+            .zip(texts)
+            .try_for_each_init(|| self.tokens.worker(), |worker, (row, text)| self.encode_into(text, limit, worker, row))?;
+        Ok(rows)
+    }
+
+    /// Fills `row`, all zero before, with one text's vector.
+    fn encode_into(&self, text: &str, limit: Limit, worker: &mut Worker<'_>, row: &mut [f32]) -> Result<()> {
+        let text = first_characters(text, limit.characters);
         let dropped = self.tokens.unknown();
         let (meaning, words) = row.split_at_mut(self.dims);
-        for &id in worker.ids(text, limit)?.iter().filter(|&&id| Some(id) != dropped) {
+        for &id in worker.ids(text, limit.tokens)?.iter().filter(|&&id| Some(id) != dropped) {
             let Some(&(at, factor)) = self.entries.get(id as usize) else {
                 return Err(Error::Internal(format!("token {id} in a table of {} tokens", self.entries.len())));
             };
@@ -205,16 +220,11 @@ impl Encoder for StaticTable {
     }
 
     fn encode(&self, texts: &[&str]) -> Result<Array2<f32>> {
-        let dims = self.dims();
-        let mut rows = Array2::zeros((texts.len(), dims));
-        let Some(numbers) = rows.as_slice_mut() else {
-            return Err(Error::Internal("a new array is not contiguous".to_owned()));
-        };
-        numbers
-            .par_chunks_mut(dims)
-            .zip(texts)
-            .try_for_each_init(|| self.tokens.worker(), |worker, (row, text)| self.encode_into(text, worker, row))?;
-        Ok(rows)
+        self.encode_each(texts, self.limit.unwrap_or(NO_LIMIT))
+    }
+
+    fn encode_windows(&self, windows: &[&str]) -> Result<Array2<f32>> {
+        self.encode_each(windows, self.limit.map_or(NO_LIMIT, |limit| Limit { characters: usize::MAX, ..limit }))
     }
 }
 
@@ -261,6 +271,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::embed::{Pool, Windows, builtin, builtin_files, embed_windows, load};
 
     proptest! {
         #[test]
@@ -279,6 +290,30 @@ mod tests {
         fn the_first_characters_are_cut_between_characters(text in any::<String>(), count in 0_usize..20) {
             prop_assert_eq!(first_characters(&text, count), text.chars().take(count).collect::<String>());
         }
+    }
+
+    /// A table that reads 16 tokens, and 16 times the median length of a token in characters.
+    #[test]
+    fn windows_of_long_words_are_read_to_their_end() {
+        let mut files = builtin_files();
+        let mut config: serde_json::Value = serde_json::from_slice(&files["config.json"]).unwrap();
+        config["max_length"] = 16.into();
+        files.insert("config.json".to_owned(), config.to_string().into());
+        let (limited, whole) = (load("limited", &files).unwrap(), builtin().unwrap());
+        let window = "responsibilities administration characteristics representatives communication understanding considerable organizations \
+                      contributions international establishment professional environmental manufacturing poison";
+        assert!(limited.spans(window).unwrap().len() <= 16);
+        let expected = whole.encode(&[window]).unwrap();
+        assert_ne!(limited.encode(&[window]).unwrap(), expected, "as a text it is cut by its characters");
+        assert_eq!(limited.encode_windows(&[window]).unwrap(), expected);
+        assert_eq!(whole.encode_windows(&[window]).unwrap(), expected);
+
+        // Tokens past the limit are still cut, and a document's windows are read as a table without a limit reads them.
+        let longer = format!("{window} and {window}");
+        assert_ne!(limited.encode_windows(&[&longer]).unwrap(), whole.encode(&[&longer]).unwrap());
+        let windows = Windows { window: 16, stride: 8, pool: Pool::Mean };
+        let read = |encoder: &dyn Encoder| embed_windows(encoder, &[vec![Some(longer.as_str()), Some(window)]], None, windows).unwrap();
+        assert_eq!(read(limited.as_ref()), read(whole.as_ref()));
     }
 
     #[test]

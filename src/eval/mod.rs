@@ -14,7 +14,7 @@
 //! choice of the scored rows: references and fit stay as they are. No correction is made for looking at many cells.
 //!
 //! **Guarantees.** The same input and seed give the same bits, for any number of threads. The labels enter nothing but the metrics.
-//! **Memory**: 25 bytes a row and method, 4 bytes a row and thread, 8 bytes a resample, method and metric.
+//! **Memory**: 30 bytes a row and method, 4 bytes a row and thread, 16 bytes a resample, method and metric.
 //!
 //! | file | noun |
 //! |---|---|

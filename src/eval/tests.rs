@@ -219,11 +219,12 @@ fn push_pull_and_its_parts_on_a_problem_that_needs_both() {
     told.dedup();
     assert_eq!(told, ["no prior", "no potentials", "pull only", "prompt only", "response only"]);
 
-    // The pull alone is a fit without push and prior; the whole's score is its weight's logarithm.
-    let pull = fit(rows.view(), &safe, &harm, &options.clone().with_push(0.0).with_prior(0.0), None, &mut |_| {}).unwrap();
+    // The pull alone is a fit without push and prior, at the epsilon of the whole; the whole's score is its weight's logarithm.
+    let same = options.clone().with_epsilon(whole.model.epsilon);
+    let pull = fit(rows.view(), &safe, &harm, &same.clone().with_push(0.0).with_prior(0.0), None, &mut |_| {}).unwrap();
     let weights = pull.model.weigh(rows.view()).unwrap();
     assert!(parts[3].scores.iter().zip(&weights).all(|(score, row)| (score - f64::from(row.pull)).abs() < 1e-6));
-    let without = fit(rows.view(), &safe, &harm, &options.clone().with_prior(0.0), None, &mut |_| {}).unwrap();
+    let without = fit(rows.view(), &safe, &harm, &same.with_prior(0.0), None, &mut |_| {}).unwrap();
     let weights = without.model.weigh(rows.view()).unwrap();
     assert!(parts[4].scores.iter().zip(&weights).all(|(score, row)| (score + f64::from(row.push)).abs() < 1e-6));
 

@@ -100,7 +100,7 @@ pub struct ExplainedWeight {
     pub window: Option<ExplainedWindow>,
     /// `pull − λ · push + prior`.
     pub score: f64,
-    /// The parts of the product that the weight is; null for models made before the sample's means were kept.
+    /// The parts of the product that the weight is; null where the model's report has no means of its sample.
     pub factors: Option<Factors>,
     /// The prior's part.
     pub prior: ExplainedPrior,

@@ -159,7 +159,7 @@ pub(super) async fn fit_sample(
         };
         judged.judge()
     });
-    let hygiene = Some(judged.await.map_err(|e| Error::Internal(format!("references: {e}")))??);
+    let hygiene = judged.await.map_err(|e| Error::Internal(format!("references: {e}")))??;
     let transport = fitted.model;
     let card = ModelCard {
         format: MODEL_FORMAT,

@@ -214,7 +214,7 @@ fn models(cards: &[StoredModel]) -> Result<RecordBatch> {
 fn hygiene(stored: &[StoredModel]) -> Result<RecordBatch> {
     let mut rows: Vec<(&StoredModel, &Finding, Option<&FindingItem>)> = Vec::new();
     for model in stored {
-        for finding in model.card.hygiene.iter().flat_map(|hygiene| &hygiene.findings) {
+        for finding in &model.card.hygiene.findings {
             match finding.items.is_empty() {
                 true => rows.push((model, finding, None)),
                 false => rows.extend(finding.items.iter().map(|item| (model, finding, Some(item)))),

@@ -193,7 +193,7 @@ impl RunReport {
             seconds: Seconds::default(),
             version: None,
             quarantined: Vec::new(),
-            hygiene: card.hygiene.as_ref().map(|hygiene| hygiene.shortened(LISTED)).unwrap_or_default(),
+            hygiene: card.hygiene.shortened(LISTED),
             hints: moved.into_iter().collect(),
             most: Vec::new(),
             least: Vec::new(),

@@ -43,13 +43,14 @@ fn rows_of_a_shard_that_breaks_off_are_not_rows_without_text() {
     let (start, length) = reader.metadata().row_group(1).column(1).byte_range();
     bytes[start as usize..(start + length) as usize].fill(0);
     fs::write(&place, bytes).unwrap();
-    for more in [&[][..], &["--chunk-rows", "4"]] {
+    // What was read of the shard before it broke off is scored; by default that is nothing of so short a shard.
+    for (more, expected) in [(&[][..], [408, 430, 2, 20]), (&["--chunk-rows", "5"], [417, 430, 3, 10])] {
         let report = lake.json(&[&QUICK[..], more].concat(), 1);
-        assert_eq!(counts(&report, names), [417, 430, 3, 10], "{report}");
+        assert_eq!(counts(&report, names), expected, "{more:?}");
         assert_eq!(report["quarantined"][0]["shard"], "broken.parquet");
     }
     let shown = text(&lake.pushpull(&QUICK).stdout);
-    assert!(shown.contains("3 without text, 10 in shards that could not be read"), "{shown}");
+    assert!(shown.contains("2 without text, 20 in shards that could not be read"), "{shown}");
     assert!(!shown.contains("beyond the sample"), "{shown}");
 }
 
