@@ -158,7 +158,6 @@ pub fn fit_worst(
         temperature: Temperature::Fixed(1.0),
         max_steps: 1,
         epochs: 0,
-        held_out: 0.0,
         ..options.clone()
     };
     let first = fit(candidates.select(&picks).view(), safe, harm, &instance_level, None, &mut |_| {})?;
