@@ -1,5 +1,6 @@
 //! Explanations in words.
 
+use super::text::short;
 use crate::job::{ExplainedReference, ExplainedRow, ExplainedSide, ExplainedWeight, PublishedState};
 use std::fmt::Write;
 
@@ -138,20 +139,6 @@ fn text_of(out: &mut String, reference: &ExplainedReference, full: bool) {
     if let Some(text) = &reference.text {
         let shown = if full { indented(text, 6) } else { cut(text, REFERENCE) };
         let _ = writeln!(out, "      {shown}");
-    }
-}
-
-/// Three digits that say something, whatever the size.
-fn short(value: f64) -> String {
-    match value.abs() {
-        0.0 => "0".to_owned(),
-        v if !(1e-4..1e4).contains(&v) => format!("{value:.2e}"),
-        v if v < 1e-3 => format!("{value:.6}"),
-        v if v < 1e-2 => format!("{value:.5}"),
-        v if v < 1e-1 => format!("{value:.4}"),
-        v if v < 1.0 => format!("{value:.3}"),
-        v if v < 10.0 => format!("{value:.2}"),
-        _ => format!("{value:.1}"),
     }
 }
 

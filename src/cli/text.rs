@@ -109,7 +109,21 @@ fn rows_of(out: &mut String, title: &str, rows: &[WeighedRow], near: impl Fn(&We
     }
     let _ = writeln!(out, "\n{title}");
     for row in rows {
-        let _ = writeln!(out, "  {:<8.3} {}:{}  near {}  {}", row.weight, row.shard, row.row, near(row), row.excerpt);
+        let _ = writeln!(out, "  {:<8} {}:{}  near {}  {}", short(f64::from(row.weight)), row.shard, row.row, near(row), row.excerpt);
+    }
+}
+
+/// Three digits that say something, whatever the size.
+pub(super) fn short(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".to_owned(),
+        v if !(1e-4..1e4).contains(&v) => format!("{value:.2e}"),
+        v if v < 1e-3 => format!("{value:.6}"),
+        v if v < 1e-2 => format!("{value:.5}"),
+        v if v < 1e-1 => format!("{value:.4}"),
+        v if v < 1.0 => format!("{value:.3}"),
+        v if v < 10.0 => format!("{value:.2}"),
+        _ => format!("{value:.1}"),
     }
 }
 

@@ -172,7 +172,9 @@ pub async fn load_model(name: &str, stores: &Stores) -> Result<Arc<dyn Encoder>>
 pub async fn read_model_folder(name: &str, stores: &Stores) -> Result<ModelFiles> {
     let files: ModelFiles = stores.open(name)?.read_all(embed::needed_file).await?.into_iter().collect();
     if files.is_empty() {
-        let reason = format!("no model files there; name a folder in model2vec or sentence-transformers layout, or \"{BUILTIN}\"");
+        let reason = format!(
+            "no model files there; name a folder in model2vec or sentence-transformers layout or of a Llama or Qwen model, or \"{BUILTIN}\""
+        );
         return Err(Error::Model { location: name.to_owned(), reason, source: None });
     }
     Ok(files)

@@ -153,13 +153,8 @@ pub fn fit_worst(
 ) -> Result<(Fit, Picks)> {
     let rows = candidates.rows();
     let mut picks: Vec<usize> = candidates.spans().map(|span| span.start).collect();
-    let instance_level = TransportOptions {
-        slack: Some(0.0),
-        temperature: Temperature::Fixed(1.0),
-        max_steps: 1,
-        epochs: 0,
-        ..options.clone()
-    };
+    let instance_level =
+        TransportOptions { slack: Some(0.0), temperature: Temperature::Fixed(1.0), max_steps: 1, epochs: 0, ..options.clone() };
     let first = fit(candidates.select(&picks).view(), safe, harm, &instance_level, None, &mut |_| {})?;
     picks = candidates.worst(&first.model)?.into_iter().map(|(at, _)| at).collect();
 
