@@ -28,8 +28,8 @@ pub const MAX_EPSILON: f64 = 100.0;
 /// `epsilon = auto` is this times the mean cost where cross-validation finds nothing better: sharp enough to tell neighbours
 /// apart, smooth enough to converge.
 pub const AUTO_EPSILON_PER_COST: f64 = 0.03;
-/// `prior = auto` is this times the mean cost where cross-validation finds nothing better: the value that did best over several
-/// corpora and embeddings.
+/// `prior = auto` is this times the mean cost where cross-validation finds nothing better: near the best over several corpora with
+/// the builtin table.
 pub const AUTO_PRIOR_PER_COST: f64 = 0.3;
 
 /// A number, or the rule that derives it from the sample.
