@@ -1,7 +1,6 @@
 //! Sidecars and the weights table as other engines see them.
 
-use crate::support::{Lake, needs, text};
-use std::process::Command;
+use crate::support::{Lake, needs, python};
 
 const CHECK: &str = r#"
 import glob, json, os, sys
@@ -67,20 +66,18 @@ print("windows", len(windows))
 
 #[test]
 fn duckdb_and_pyarrow_cut_the_passage_that_a_window_points_at() {
-    let Some(python) = needs("PUSHPULL_TEST_PYTHON", "reading windows with pyarrow, DuckDB and deltalake") else { return };
+    let Some(interpreter) = needs("PUSHPULL_TEST_PYTHON", "reading windows with pyarrow, DuckDB and deltalake") else { return };
     let lake = Lake::of("long_documents");
     lake.json(&["run", "job.toml"], 0);
-    let output = Command::new(python).args(["-c", CHECK_WINDOWS, lake.path("").to_str().unwrap()]).output().unwrap();
-    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
-    assert!(text(&output.stdout).contains("windows 165"), "{}", text(&output.stdout));
+    let printed = python(&interpreter, CHECK_WINDOWS, &[lake.path("").to_str().unwrap()]);
+    assert!(printed.contains("windows 165"), "{printed}");
 }
 
 #[test]
 fn pyarrow_duckdb_polars_and_delta_read_the_weights_in_the_bases_order() {
-    let Some(python) = needs("PUSHPULL_TEST_PYTHON", "reading sidecars with pyarrow, DuckDB, Polars and deltalake") else { return };
+    let Some(interpreter) = needs("PUSHPULL_TEST_PYTHON", "reading sidecars with pyarrow, DuckDB, Polars and deltalake") else { return };
     let lake = Lake::new();
     lake.json(&["run", "job.toml"], 0);
-    let output = Command::new(python).args(["-c", CHECK, lake.path("").to_str().unwrap()]).output().unwrap();
-    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
-    assert!(text(&output.stdout).contains("\"rows\": 410"), "{}", text(&output.stdout));
+    let printed = python(&interpreter, CHECK, &[lake.path("").to_str().unwrap()]);
+    assert!(printed.contains("\"rows\": 410"), "{printed}");
 }
