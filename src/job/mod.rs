@@ -21,6 +21,7 @@ mod references;
 mod report;
 mod run;
 mod sample;
+mod tables;
 mod weigh;
 mod windows;
 
