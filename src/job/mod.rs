@@ -35,7 +35,7 @@ pub use explain::{
 pub use file::{BUILTIN, CorpusSection, DEFAULT_SAMPLE_ROWS, EmbedSection, JobFile, OutputSection, ReferencesSection, TransportSection};
 pub use fit::{Fitted, fit_model, load_references, problem_digest};
 pub use plan::{Plan, PlannedShard, ShardState, plan};
-pub use query::sql_session;
+pub use query::{TableSnapshot, corpus_table, sql_session};
 pub use references::{ReferenceRows, Side, check_disjoint};
 pub use report::{Quarantined, RunReport, Seconds, ShardCounts, WeighedRow, with_causes};
 pub use run::{fit, run, weigh};

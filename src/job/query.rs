@@ -2,31 +2,54 @@
 
 use super::context::Job;
 use super::fit::FOOTERS_AT_ONCE;
+use super::plan::Plan;
 use super::tables::register_tables;
 use crate::catalog::{Published, WeightsTable};
 use crate::error::{Error, Result};
-use crate::shard::{Layout, Shard};
+use crate::shard::{Layout, Listing, Shard};
 use crate::sql::{CorpusShard, CorpusTable, SidecarRef, SqlSession};
 use futures::{StreamExt, stream};
 use object_store::ObjectMeta;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Opens a session over the job's tables as they are now, with `threads` partitions a scan.
+/// What the SQL tables of a job are made of, read once: the corpus's listing and the log.
+#[derive(Debug)]
+pub struct TableSnapshot {
+    /// The corpus as it is now.
+    pub listing: Listing,
+    /// The published sidecars by shard name.
+    pub published: BTreeMap<String, Published>,
+    /// What a run would do with each shard.
+    pub plan: Plan,
+}
+
+impl TableSnapshot {
+    /// Lists the corpus and reads the log; no shard and no sidecar is opened.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`] before the first run, and what the store answers.
+    pub async fn open(job: &Job) -> Result<Self> {
+        let table = WeightsTable::open(&job.output).await?;
+        if table.version().is_none() {
+            let reason = "does not exist yet: `pushpull run` makes it".to_owned();
+            return Err(Error::Catalog { location: job.output.to_string(), reason, source: None });
+        }
+        let published = table.published()?;
+        let listing = job.list().await?;
+        let plan = super::plan::compare(&listing, &published, table.model()?, table.version());
+        Ok(Self { listing, published, plan })
+    }
+}
+
+/// The table `corpus` of a job, for any DataFusion session: every base column and the weight columns.
 ///
 /// A shard that is not weighed yet has null weights; one that is new or changed and cannot be read is left out with a warning.
 ///
 /// # Errors
-/// [`Error::Catalog`] before the first run, and what the references, the shards' footers and the store answer.
-pub async fn sql_session(job: &Job, threads: usize) -> Result<SqlSession> {
-    let table = WeightsTable::open(&job.output).await?;
-    if table.version().is_none() {
-        let reason = "does not exist yet: `pushpull run` makes it".to_owned();
-        return Err(Error::Catalog { location: job.output.to_string(), reason, source: None });
-    }
-    let published = table.published()?;
-    let listing = job.list().await?;
-    let plan = super::plan::compare(&listing, &published, table.model()?, table.version());
-    let published = &published;
+/// What the shards' footers and the store answer.
+pub async fn corpus_table(job: &Job, snapshot: &TableSnapshot) -> Result<CorpusTable> {
+    let TableSnapshot { listing, published, .. } = snapshot;
     let checked = stream::iter(&listing.shards).map(|shard| async move {
         let sidecar = published.get(&shard.name);
         // A weighed shard that is unchanged was read; any other may be broken, and must not take the rest down with it.
@@ -51,10 +74,19 @@ pub async fn sql_session(job: &Job, threads: usize) -> Result<SqlSession> {
         });
     }
     let corpus_store = listing.shards.first().map_or_else(|| job.output.store(), |shard| shard.location.store());
-    let corpus = CorpusTable::try_new(Arc::clone(corpus_store), Arc::clone(job.output.store()), shards).await?;
+    CorpusTable::try_new(Arc::clone(corpus_store), Arc::clone(job.output.store()), shards).await
+}
+
+/// Opens a session over the job's tables as they are now, with `threads` partitions a scan.
+///
+/// # Errors
+/// As [`TableSnapshot::open`] and [`corpus_table`], and what the references answer.
+pub async fn sql_session(job: &Job, threads: usize) -> Result<SqlSession> {
+    let snapshot = TableSnapshot::open(job).await?;
+    let corpus = corpus_table(job, &snapshot).await?;
     let session = SqlSession::with_memory(threads, usize::try_from(job.options.memory).unwrap_or(usize::MAX))?;
     session.register_table("corpus", Arc::new(corpus))?;
-    register_tables(&session, job, &plan, published)?;
+    register_tables(&session, job, &snapshot.plan, &snapshot.published)?;
     Ok(session)
 }
 
