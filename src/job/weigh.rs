@@ -4,7 +4,7 @@ use super::context::Progress;
 use super::encoder::RowEncoder;
 use super::report::{Quarantined, WeighedRow};
 use super::windows::weigh_batch;
-use crate::catalog::StoredModel;
+use crate::catalog::{SchemaWriter, StoredModel};
 use crate::embed::WindowPlace;
 use crate::error::{Error, Result};
 use crate::shard::{ReadOptions, Shard, ShardEvent, ShardRequest, read_ahead};
@@ -82,12 +82,15 @@ fn weigh_each(weighing: Weighing<'_>, current: &mut Option<SidecarWriter>) -> Re
     let (mut weighed, mut done) = (Weighed::default(), 0u64);
     let mut uploads: JoinSet<Result<(usize, Receipt)>> = JoinSet::new();
     let mut receipts: Vec<Option<Receipt>> = vec![None; shards.len()];
+    let mut schemas = SchemaWriter::default();
     while let Some((index, event)) = ahead.next_blocking() {
         let shard = &shards[index];
         let outcome = match event {
             ShardEvent::Opened(layout) => {
                 let identity = identity(shard, model);
-                *current = Some(SidecarWriter::try_new(output, identity, layout.rows_per_group(), Arc::clone(&ids), Arc::clone(&columns))?);
+                let schema = runtime.block_on(schemas.put(layout.schema(), output))?;
+                let writer = SidecarWriter::try_new(output, identity, layout.rows_per_group(), Arc::clone(&ids), Arc::clone(&columns))?;
+                *current = Some(writer.with_schema(schema));
                 Ok(())
             }
             ShardEvent::Rows(chunk, _permit) => {
