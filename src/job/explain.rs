@@ -142,7 +142,7 @@ async fn read_row(job: &Job, shard: &Shard, columns: Vec<String>, row: u64) -> R
                 }
                 ShardEvent::Rows(chunk, _permit) if chunk.batch.num_rows() == 1 => return Ok(chunk.batch),
                 ShardEvent::Failed(error) => return Err(error),
-                ShardEvent::Opened(_) | ShardEvent::Rows(..) | ShardEvent::Done => {}
+                ShardEvent::Opened(_) | ShardEvent::Rows(..) | ShardEvent::Done(_) => {}
             }
         }
         Err(Error::Internal(format!("{name}:{row} was not read")))

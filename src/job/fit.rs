@@ -280,7 +280,7 @@ pub(super) fn embed_sample(
                 Ok(chunk.batch.num_rows())
             }),
             ShardEvent::Failed(error) => Err(error),
-            ShardEvent::Opened(_) | ShardEvent::Done => continue,
+            ShardEvent::Opened(_) | ShardEvent::Done(_) => continue,
         };
         match outcome {
             Ok(rows) => {
