@@ -119,9 +119,9 @@ async fn dispatch(arguments: Arguments, threads: usize) -> Result<u8> {
                 target.join(&name).write(bytes).await?;
             }
             print(&if json {
-                to_json(&serde_json::json!({ "folder": to, "dims": dims, "files": sizes }))?
+                to_json(&serde_json::json!({ "folder": to, "dims": dims, "lexical_dims": lexical_dims, "files": sizes }))?
             } else {
-                text::distilled(&to, dims, &sizes)
+                text::distilled(&to, (dims, lexical_dims), &sizes)
             })?;
             Ok(0)
         }

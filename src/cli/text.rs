@@ -159,8 +159,11 @@ pub(super) fn plan(plan: &Plan) -> String {
 }
 
 /// What distilling wrote.
-pub(super) fn distilled(folder: &str, dims: usize, files: &[(String, usize)]) -> String {
-    let mut out = format!("{folder}: a static embedder of {dims} dimensions\n");
+pub(super) fn distilled(folder: &str, (dims, lexical_dims): (usize, usize), files: &[(String, usize)]) -> String {
+    let mut out = match lexical_dims {
+        0 => format!("{folder}: a static embedder of {dims} dimensions\n"),
+        _ => format!("{folder}: a static embedder of {} dimensions, {lexical_dims} of them lexical\n", dims + lexical_dims),
+    };
     for (name, size) in files {
         let _ = writeln!(out, "  {name:<20} {}", ByteSize(*size as u64));
     }

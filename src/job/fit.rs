@@ -107,7 +107,10 @@ pub(super) async fn fit_sample(
     }
 
     let problem = problem_digest(job, encoder, safe_rows, harm_rows)?;
-    let (safe, harm) = (safe_rows.embed(encoder)?, harm_rows.embed(encoder)?);
+    let (encode, to_embed) = (encoder.clone(), [safe_rows.clone(), harm_rows.clone()]);
+    // A transformer takes minutes for them, and must not hold up the runtime.
+    let embedded = tokio::task::spawn_blocking(move || Ok::<_, Error>((to_embed[0].embed(&encode)?, to_embed[1].embed(&encode)?)));
+    let (safe, harm) = embedded.await.map_err(|e| Error::Internal(format!("references: {e}")))??;
     check_set(&sample, &safe, safe_rows)?;
     check_set(&sample, &harm, harm_rows)?;
     let warm = previous.filter(|model| {
@@ -277,7 +280,7 @@ pub(super) fn embed_sample(
                 Ok(chunk.batch.num_rows())
             }),
             ShardEvent::Failed(error) => Err(error),
-            ShardEvent::Opened(_) | ShardEvent::Done => continue,
+            ShardEvent::Opened(_) | ShardEvent::Done(_) => continue,
         };
         match outcome {
             Ok(rows) => {

@@ -133,7 +133,7 @@ pub(super) fn find_labelled(run: &RunOptions, listing: &Listing, query: &LabelQu
         let chunk = match event {
             ShardEvent::Rows(chunk, _permit) => Ok(chunk),
             ShardEvent::Failed(error) => Err(error),
-            ShardEvent::Opened(_) | ShardEvent::Done => continue,
+            ShardEvent::Opened(_) | ShardEvent::Done(_) => continue,
         };
         let labelled = chunk.and_then(|chunk| {
             let labels = labels(&shard.name, &query.label, chunk.batch.column(0))?;

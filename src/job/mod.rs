@@ -11,6 +11,7 @@ mod context;
 mod encoder;
 mod eval;
 mod explain;
+mod explained_row;
 mod file;
 mod fit;
 mod hygiene;
@@ -28,9 +29,10 @@ mod windows;
 pub use context::{DEFAULT_CHUNK_ROWS, DEFAULT_MEMORY, Job, Progress, RunOptions};
 pub use encoder::{RowColumns, RowEncoder, load_model, read_model_folder};
 pub use eval::{DEFAULT_EVAL_ROWS, EvalOptions, EvalReport, EvalRows, eval};
-pub use explain::{
+pub use explain::explain;
+pub use explained_row::{
     ExplainedPrior, ExplainedReference, ExplainedRow, ExplainedSide, ExplainedView, ExplainedWeight, ExplainedWindow, Factors,
-    PublishedState, RowAddress, RowText, explain,
+    PublishedState, RowAddress, RowText,
 };
 pub use file::{BUILTIN, CorpusSection, DEFAULT_SAMPLE_ROWS, EmbedSection, JobFile, OutputSection, ReferencesSection, TransportSection};
 pub use fit::{Fitted, fit_model, load_references, problem_digest};

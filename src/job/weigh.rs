@@ -104,11 +104,12 @@ fn weigh_each(weighing: Weighing<'_>, current: &mut Option<SidecarWriter>) -> Re
                     Ok(())
                 })
             }
-            ShardEvent::Done => {
-                let writer = current.take().ok_or_else(|| Error::Internal(format!("{}: done before its footer", shard.name)))?;
+            ShardEvent::Done(pages) => {
+                let mut writer = current.take().ok_or_else(|| Error::Internal(format!("{}: done before its footer", shard.name)))?;
                 if uploads.len() >= UPLOADS_UNDER_WAY {
                     keep(runtime.block_on(uploads.join_next()), &mut receipts)?;
                 }
+                writer.note_pages(&pages)?;
                 match writer.complete() {
                     Ok(()) => {
                         uploads.spawn_on(async move { Ok((index, writer.finish().await?)) }, runtime);

@@ -2,6 +2,7 @@
 //! a huge column chunk never needs the whole chunk in memory.
 
 use super::listing::Shard;
+use super::pages::MetPages;
 use crate::storage::Location;
 use bytes::{Buf, Bytes, BytesMut};
 use parquet::errors::{ParquetError, Result};
@@ -47,6 +48,8 @@ struct Shared {
     ahead: bool,
     runtime: Handle,
     lanes: Mutex<HashMap<usize, Lane>>,
+    /// The page headers read, where they are of interest.
+    met: Option<Mutex<MetPages>>,
 }
 
 /// Blocking reader of one object. Must be used outside the async runtime's own threads.
@@ -54,10 +57,23 @@ struct Shared {
 pub(super) struct BlockReader(Arc<Shared>);
 
 impl BlockReader {
-    /// `spans`, sorted by start, are what will be read, in blocks of `block` bytes; `ahead` fetches the next block while one is decoded.
-    pub(super) fn new(shard: &Shard, spans: Vec<Span>, block: u64, ahead: bool, runtime: Handle) -> Self {
+    /// `spans`, sorted by start, are what will be read, in blocks of `block` bytes; `ahead` fetches the next block while one is decoded,
+    /// `notes_pages` keeps the page headers that are read.
+    pub(super) fn new(shard: &Shard, spans: Vec<Span>, block: u64, ahead: bool, notes_pages: bool, runtime: Handle) -> Self {
         let (location, etag, size) = (shard.location.clone(), shard.meta.e_tag.clone(), shard.meta.size);
-        Self(Arc::new(Shared { location, etag, size, spans, block: block.max(1), ahead, runtime, lanes: Mutex::default() }))
+        let met = notes_pages.then(Mutex::default);
+        Self(Arc::new(Shared { location, etag, size, spans, block: block.max(1), ahead, runtime, lanes: Mutex::default(), met }))
+    }
+
+    /// What `with` makes of the pages met so far; `None` where they are not kept.
+    pub(super) fn pages<T>(&self, with: impl FnOnce(&MetPages) -> T) -> Option<T> {
+        self.0.met.as_ref().map(|met| with(&met.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn note(&self, with: impl FnOnce(&mut MetPages)) {
+        if let Some(met) = &self.0.met {
+            with(&mut met.lock().unwrap_or_else(PoisonError::into_inner));
+        }
     }
 
     /// Bytes from `position` to the end of the block that holds it; never empty inside the object.
@@ -134,10 +150,11 @@ impl ChunkReader for BlockReader {
     type T = BlockCursor;
 
     fn get_read(&self, start: u64) -> Result<BlockCursor> {
-        Ok(BlockCursor { reader: self.clone(), position: start })
+        Ok(BlockCursor { reader: self.clone(), start, position: start })
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
+        self.note(|met| met.content(start, start + length as u64));
         let mut first = if length == 0 { return Ok(Bytes::new()) } else { self.at(start)? };
         if first.len() >= length {
             return Ok(first.split_to(length));
@@ -157,6 +174,7 @@ impl ChunkReader for BlockReader {
 #[derive(Debug)]
 pub(super) struct BlockCursor {
     reader: BlockReader,
+    start: u64,
     position: u64,
 }
 
@@ -168,6 +186,8 @@ impl Read for BlockCursor {
         let mut bytes = self.reader.at(self.position).map_err(std::io::Error::other)?;
         let read = bytes.len().min(buffer.len());
         bytes.copy_to_slice(&mut buffer[..read]);
+        // A Parquet reader takes page headers from a cursor and contents whole.
+        self.reader.note(|met| met.header(self.start, &buffer[..read]));
         self.position += read as u64;
         Ok(read)
     }
@@ -199,7 +219,7 @@ mod tests {
         ];
         for block in [1, 13, 64, 5000] {
             for ahead in [false, true] {
-                let reader = BlockReader::new(&shard, spans.clone(), block, ahead, runtime.handle().clone());
+                let reader = BlockReader::new(&shard, spans.clone(), block, ahead, false, runtime.handle().clone());
                 for (start, length) in [(4, 50), (54, 246), (300, 200), (500, 277), (10, 3), (780, 100), (990, 10), (250, 300)] {
                     assert_eq!(reader.get_bytes(start, length).unwrap(), content[start as usize..start as usize + length]);
                 }

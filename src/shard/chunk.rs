@@ -3,6 +3,7 @@
 use super::arrow_file::ArrowFile;
 use super::layout::{Kind, Layout, unreadable};
 use super::listing::Shard;
+use super::pages::ShardPages;
 use super::parquet_file;
 use crate::error::Result;
 use arrow::array::RecordBatch;
@@ -51,7 +52,7 @@ impl ReadOptions {
 
 /// Reads a shard's chunks one after another. Blocking; must run outside the async runtime's own threads.
 ///
-/// `emit` gets each chunk and says whether to go on.
+/// `emit` gets each chunk and says whether to go on. Gives where the pages read are, for a Parquet shard whose footer does not say it.
 ///
 /// # Errors
 /// [`Error::Column`](crate::error::Error::Column) for a missing column, [`Error::Shard`](crate::error::Error::Shard) naming the row group for content that cannot be decoded.
@@ -61,7 +62,7 @@ pub(super) fn read_chunks(
     options: &ReadOptions,
     runtime: &Handle,
     mut emit: impl FnMut(Chunk) -> bool,
-) -> Result<()> {
+) -> Result<ShardPages> {
     let positions = layout.column_positions(&shard.name, &options.columns)?;
     // Both readers return columns in file order whatever order is asked.
     let mut roots = positions.clone();
@@ -74,10 +75,10 @@ pub(super) fn read_chunks(
     };
     match &layout.kind {
         Kind::Parquet(metadata) => {
-            let reader = parquet_file::open(shard, metadata, &roots, options, runtime.clone())
+            let mut file = parquet_file::open(shard, metadata, &roots, options, runtime.clone())
                 .map_err(|e| unreadable(shard, None, "could not be opened", Box::new(e)))?;
             let mut rows = 0u64;
-            for batch in reader {
+            for batch in file.rows.by_ref() {
                 let batch = batch.map_err(|e| {
                     let group = options.rows.is_none().then(|| group_of(layout.rows_per_group(), rows));
                     unreadable(shard, group, "could not be decoded", Box::new(e))
@@ -87,9 +88,9 @@ pub(super) fn read_chunks(
                     break;
                 }
             }
-            Ok(())
+            Ok(file.pages())
         }
-        Kind::Arrow(file) => read_arrow(shard, file, roots, options, runtime, &mut emit_ordered),
+        Kind::Arrow(file) => read_arrow(shard, file, roots, options, runtime, &mut emit_ordered).map(|()| ShardPages::default()),
     }
 }
 

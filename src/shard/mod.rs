@@ -11,6 +11,7 @@ mod blocks;
 mod chunk;
 mod layout;
 mod listing;
+mod pages;
 mod parquet_file;
 mod read_ahead;
 
@@ -18,4 +19,5 @@ pub use chunk::{Chunk, ReadOptions};
 pub use layout::Layout;
 pub(crate) use layout::read_parquet_footer;
 pub use listing::{Listing, Shard, ShardFormat, list_shards};
+pub use pages::ShardPages;
 pub use read_ahead::{Permit, ReadAhead, ShardEvent, ShardRequest, read_ahead};

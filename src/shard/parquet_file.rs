@@ -3,11 +3,13 @@
 use super::blocks::{BlockReader, Span};
 use super::chunk::ReadOptions;
 use super::listing::Shard;
+use super::pages::ShardPages;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
 };
 use parquet::errors::Result;
+use parquet::file::metadata::RowGroupMetaData;
 use tokio::runtime::Handle;
 
 /// The largest block fetched at once: long enough for an object store's throughput.
@@ -17,6 +19,22 @@ const SMALLEST_BLOCK: u64 = 64 << 10;
 /// Blocks for a reader of few rows, which mostly skips.
 const SPARSE_BLOCK: u64 = 256 << 10;
 
+/// A shard that is being read, and what was met on the way.
+pub(super) struct ParquetFile {
+    /// The rows.
+    pub(super) rows: ParquetRecordBatchReader,
+    blocks: BlockReader,
+    metadata: ArrowReaderMetadata,
+    leaves: Vec<usize>,
+}
+
+impl ParquetFile {
+    /// The pages of the columns read, after the last row. Empty for a shard that has a page index, and where only some rows were read.
+    pub(super) fn pages(&self) -> ShardPages {
+        self.blocks.pages(|met| met.finish(self.metadata.metadata(), &self.leaves)).unwrap_or_default()
+    }
+}
+
 /// A reader of the given top-level columns. Blocking; fetches through `runtime`.
 pub(super) fn open(
     shard: &Shard,
@@ -24,7 +42,7 @@ pub(super) fn open(
     roots: &[usize],
     options: &ReadOptions,
     runtime: Handle,
-) -> Result<ParquetRecordBatchReader> {
+) -> Result<ParquetFile> {
     let descriptor = metadata.parquet_schema();
     let mask = ProjectionMask::roots(descriptor, roots.iter().copied());
     let lanes: Vec<usize> = (0..descriptor.num_columns()).filter(|&leaf| mask.leaf_included(leaf)).collect();
@@ -44,8 +62,9 @@ pub(super) fn open(
     let block = (options.memory / 4 / (2 * lanes.len().max(1)) as u64).clamp(SMALLEST_BLOCK, BLOCK);
     let sparse = options.rows.is_some();
     let block = if sparse { block.min(SPARSE_BLOCK) } else { block };
-    let reader = BlockReader::new(shard, spans, block, !sparse, runtime);
-    let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(reader, metadata.clone())
+    let unindexed = groups.iter().flat_map(RowGroupMetaData::columns).any(|chunk| chunk.offset_index_offset().is_none());
+    let blocks = BlockReader::new(shard, spans, block, !sparse, unindexed && !sparse, runtime);
+    let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(blocks.clone(), metadata.clone())
         .with_projection(mask)
         .with_batch_size(options.chunk_rows_for(decoded, rows));
     if let Some(wanted) = &options.rows {
@@ -53,7 +72,7 @@ pub(super) fn open(
         let (row_groups, selection) = select(&counts, wanted);
         builder = builder.with_row_groups(row_groups).with_row_selection(selection);
     }
-    builder.build()
+    Ok(ParquetFile { rows: builder.build()?, blocks, metadata: metadata.clone(), leaves: lanes })
 }
 
 /// The row groups that hold wanted rows, and the selection inside them. `wanted` is sorted and without duplicates.

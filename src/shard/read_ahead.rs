@@ -4,6 +4,7 @@
 use super::chunk::{Chunk, ReadOptions, read_chunks};
 use super::layout::Layout;
 use super::listing::Shard;
+use super::pages::ShardPages;
 use crate::error::{Error, Result};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -35,8 +36,8 @@ pub enum ShardEvent {
     Opened(Arc<Layout>),
     /// The next rows. Its memory counts until it is dropped.
     Rows(Chunk, Permit),
-    /// Every row came.
-    Done,
+    /// Every row came. Says where the pages read are, for a Parquet shard whose footer does not.
+    Done(ShardPages),
     /// The shard cannot be read (further). No more of it comes.
     Failed(Error),
 }
@@ -96,7 +97,7 @@ impl ReadAhead {
             // A malformed file must not take the run down with it.
             let outcome = catch_unwind(AssertUnwindSafe(|| read_one(&shard, &options, &runtime, &sender)));
             let last = match outcome {
-                Ok(Ok(())) => ShardEvent::Done,
+                Ok(Ok(pages)) => ShardEvent::Done(pages),
                 Ok(Err(error)) => ShardEvent::Failed(error),
                 Err(_) => ShardEvent::Failed(Error::Shard {
                     shard: shard.name.clone(),
@@ -112,11 +113,11 @@ impl ReadAhead {
     }
 }
 
-fn read_one(shard: &Shard, options: &ReadOptions, runtime: &Handle, sender: &Sender<ShardEvent>) -> Result<()> {
+fn read_one(shard: &Shard, options: &ReadOptions, runtime: &Handle, sender: &Sender<ShardEvent>) -> Result<ShardPages> {
     let layout = Arc::new(runtime.block_on(Layout::load(shard, options.rows.is_some()))?);
     layout.column_positions(&shard.name, &options.columns)?;
     if sender.blocking_send(ShardEvent::Opened(Arc::clone(&layout))).is_err() {
-        return Ok(());
+        return Ok(ShardPages::default());
     }
     // Three quarters: a quarter of the share is for blocks.
     let budget = (options.memory / 4 * 3 / UNIT).clamp(1, u64::from(u32::MAX)) as usize;

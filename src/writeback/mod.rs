@@ -10,6 +10,6 @@ mod sidecar;
 
 pub use receipt::{Receipt, unpublished_receipt};
 pub use sidecar::{
-    BASE_SIZE_KEY, BASE_VERSION_KEY, ReferenceIds, SIDECAR_FORMAT, SidecarIdentity, SidecarRow, SidecarWriter, WEIGHT_COLUMNS,
-    sidecar_path, sidecar_schema,
+    BASE_PAGES_KEY, BASE_SIZE_KEY, BASE_VERSION_KEY, ReferenceIds, SIDECAR_FORMAT, SidecarIdentity, SidecarRow, SidecarWriter,
+    WEIGHT_COLUMNS, sidecar_path, sidecar_schema,
 };

@@ -3,6 +3,7 @@
 use super::receipt::Receipt;
 use crate::embed::WindowPlace;
 use crate::error::{Error, Result};
+use crate::shard::ShardPages;
 use crate::storage::Location;
 use crate::transport::RowWeight;
 use arrow::array::{ArrayRef, Float32Builder, Int64Array, Int64Builder, RecordBatch, StringArray, StringBuilder};
@@ -24,6 +25,10 @@ pub const SIDECAR_FORMAT: u32 = 3;
 pub const BASE_SIZE_KEY: &str = "pushpull.base_size";
 /// Key of the base shard's version (etag, or size and time).
 pub const BASE_VERSION_KEY: &str = "pushpull.base_version";
+
+/// Key of the places of the base's pages, as far as they were met while weighing and the base's own footer does not say them: a
+/// [`ShardPages`] in JSON.
+pub const BASE_PAGES_KEY: &str = "pushpull.base_pages";
 
 /// Rows encoded at once. Page boundaries follow it, so it is a constant and not the caller's chunk.
 const BLOCK_ROWS: usize = 65_536;
@@ -203,6 +208,18 @@ impl SidecarWriter {
     /// [`Error::Shard`] if rows are missing.
     pub fn complete(&self) -> Result<()> {
         if self.left_in_group > 0 { Err(self.miscounted("fewer rows than its footer says")) } else { Ok(()) }
+    }
+
+    /// Takes down where the base's pages are, for readers that skip some of them. Nothing is written where nothing is known.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if they cannot be written down.
+    pub fn note_pages(&mut self, pages: &ShardPages) -> Result<()> {
+        if !pages.is_empty() {
+            let value = serde_json::to_string(pages).map_err(|e| Error::Internal(format!("pages of a shard: {e}")))?;
+            self.writer.append_key_value_metadata(KeyValue::new(BASE_PAGES_KEY.to_owned(), value));
+        }
+        Ok(())
     }
 
     /// Finishes the file; only now does the object appear.
