@@ -178,7 +178,12 @@ struct WeightRows {
 
 impl WeightRows {
     async fn open(shard: &Arc<Shard>, columns: &CorpusColumns, wanted: &[String], batch_size: usize) -> Result<Self> {
-        let view = ShardView { shard: Arc::clone(shard), names: Arc::new(columns.names.clone()), part: Part::Sidecar };
+        let view = ShardView {
+            shard: Arc::clone(shard),
+            names: Arc::new(columns.names.clone()),
+            part: Part::Sidecar,
+            base_columns: Arc::default(),
+        };
         let failed = |e| shard.weights().map_or_else(|e| e, |s| s.error("cannot be read", Some(Box::new(e))));
         let builder = ParquetRecordBatchStreamBuilder::new(ShardReader::uncounted(view)).await.map_err(failed)?;
         let mask = ProjectionMask::columns(builder.parquet_schema(), wanted.iter().map(String::as_str));

@@ -198,14 +198,17 @@ impl CorpusTable {
         let schema = self.scan_schema();
         let count = scan.shards.len();
         let described = count.saturating_mul(schema.table_schema().fields().len()) <= MOST_STATISTICS;
+        let base_columns = scan.columns.iter().filter(|index| self.columns.is_base(**index));
+        let base_columns: Arc<[String]> = base_columns.map(|index| self.columns.file.field(*index).name().clone()).collect();
         let mut files = vec![];
         for shard in &scan.shards {
             let Access::File(part) = access(shard, scan.needs) else { continue };
-            let view = ShardView { shard: Arc::clone(shard), names: Arc::clone(&self.names), part };
+            let (shard, names, base_columns) = (Arc::clone(shard), Arc::clone(&self.names), Arc::clone(&base_columns));
+            let view = ShardView { shard: Arc::clone(&shard), names, part, base_columns };
             let mut file = PartitionedFile::new_from_meta(view.object().map_err(external)?.meta().clone());
             file = file.with_partition_values(shard.constants.clone()).with_extension(view);
             if described {
-                let known = shard_statistics(shard, &self.columns, &scan.columns, part != Part::Sidecar)?;
+                let known = shard_statistics(&shard, &self.columns, &scan.columns, part != Part::Sidecar)?;
                 file.statistics = Some(Arc::new(known));
             }
             files.push(file);

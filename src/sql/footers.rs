@@ -90,8 +90,9 @@ pub(super) enum Kind {
     Footer,
     /// Its footer and page indexes.
     Indexed,
-    /// A sidecar's footer with its columns under other names, behind a base's if one is named.
-    Composed { base: Option<(String, String)>, names: String },
+    /// A sidecar's footer with its columns under other names, behind a base's if one is named; `pages` are the columns of a base without
+    /// a page index that it is good for.
+    Composed { base: Option<(String, String)>, names: String, pages: String },
 }
 
 impl Key {

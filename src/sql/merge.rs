@@ -12,6 +12,8 @@ use arrow::datatypes::{FieldRef, Schema};
 use parquet::arrow::{ARROW_SCHEMA_META_KEY, encode_arrow_schema, parquet_to_arrow_schema};
 use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::metadata::{ColumnChunkMetaData, FileMetaData, KeyValue, ParquetMetaData, ParquetMetaDataBuilder, RowGroupMetaData};
+use parquet::file::page_index::column_index::ColumnIndexMetaData;
+use parquet::file::page_index::offset_index::OffsetIndexMetaData;
 use parquet::schema::types::{SchemaDescPtr, SchemaDescriptor, Type, TypePtr};
 
 use super::columns::ServedNames;
@@ -24,6 +26,8 @@ pub(super) struct BasePart<'a> {
     pub(super) metadata: &'a ParquetMetaData,
     /// Its size in bytes, which is where the sidecar's bytes begin.
     pub(super) size: u64,
+    /// Its offset index by row group and column, where its own footer has none.
+    pub(super) pages: Option<&'a [Vec<OffsetIndexMetaData>]>,
 }
 
 /// The objects that are put together, for messages.
@@ -87,7 +91,7 @@ fn compose_aligned(base: Option<BasePart<'_>>, sidecar: &ParquetMetaData, names:
     let served = served_columns(sidecar, names)?;
     let shift = base.map_or(Ok(0), |b| i64::try_from(b.size)).map_err(|e| ParquetError::External(Box::new(e)))?;
     let schema = composed_schema(base, sidecar, &served)?;
-    let base_indexed = base.is_none_or(|b| is_indexed(b.metadata));
+    let base_indexed = base.is_none_or(|b| b.pages.is_some() || is_indexed(b.metadata));
     let indexed = base_indexed && is_indexed(sidecar);
 
     let base_groups = base.map(|b| filled(b.metadata));
@@ -100,10 +104,18 @@ fn compose_aligned(base: Option<BasePart<'_>>, sidecar: &ParquetMetaData, names:
             continue;
         }
         let (mut offsets, mut columns) = (vec![], vec![]);
-        if let Some((base, (place, _))) = base.zip(base_group) {
-            let (o, c) = group_indexes(base.metadata, place)?;
-            offsets.extend(o.iter().cloned());
-            columns.extend(c.iter().cloned());
+        if let Some((base, (place, group))) = base.zip(base_group) {
+            match base.pages {
+                Some(pages) => {
+                    offsets.extend(element(pages, place)?.iter().cloned());
+                    columns.resize(group.num_columns(), ColumnIndexMetaData::NONE);
+                }
+                None => {
+                    let (o, c) = group_indexes(base.metadata, place)?;
+                    offsets.extend(o.iter().cloned());
+                    columns.extend(c.iter().cloned());
+                }
+            }
         }
         let (o, c) = group_indexes(sidecar, side_place)?;
         for column in &served {
@@ -179,10 +191,7 @@ fn is_indexed(metadata: &ParquetMetaData) -> bool {
     metadata.offset_index().is_some() && metadata.column_index().is_some()
 }
 
-type GroupIndexes<'a> = (
-    &'a [parquet::file::page_index::offset_index::OffsetIndexMetaData],
-    &'a [parquet::file::page_index::column_index::ColumnIndexMetaData],
-);
+type GroupIndexes<'a> = (&'a [OffsetIndexMetaData], &'a [ColumnIndexMetaData]);
 
 fn group_indexes(metadata: &ParquetMetaData, place: usize) -> ParquetResult<GroupIndexes<'_>> {
     let offsets = metadata.offset_index().and_then(|index| index.get(place));

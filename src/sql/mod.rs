@@ -43,6 +43,7 @@ mod ipc;
 mod known_rows;
 mod lazy;
 mod merge;
+mod noted_pages;
 mod object;
 mod output;
 mod partitions;

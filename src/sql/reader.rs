@@ -23,6 +23,7 @@ use super::columns::ServedNames;
 use super::footers::{Cached, Kind};
 use super::ipc::IpcShard;
 use super::merge::{BasePart, Pair, check_alignment, compose};
+use super::noted_pages::{has_page_index, noted_pages};
 use super::object::{StoredObject, metadata};
 use super::prefetch::Prefetch;
 use super::{CorpusShard, ShardFormat};
@@ -140,14 +141,17 @@ impl Shard {
         Ok(Pair { shard: self.name(), base, sidecar })
     }
 
-    /// Metadata of base and sidecar as one file.
-    async fn merged(&self, names: &ServedNames) -> Result<Arc<ParquetMetaData>> {
+    /// Metadata of base and sidecar as one file, for a scan that reads these columns of the base and no others.
+    async fn merged(&self, names: &ServedNames, base_columns: &[String]) -> Result<Arc<ParquetMetaData>> {
         let weights = self.weights()?;
-        let key = weights.key(Kind::Composed { base: Some(self.base.identity()), names: names.joined() });
+        // Whether the footer says where pages are decides what is kept: for all scans, or for those of these columns.
+        let known_pages = if has_page_index(&*self.base.footer().await?) { String::new() } else { base_columns.join("\n") };
+        let key = weights.key(Kind::Composed { base: Some(self.base.identity()), names: names.joined(), pages: known_pages });
         let load = || async {
             self.sidecar_footer().await?;
             let (base, sidecar) = tokio::try_join!(self.base.read_indexed(), weights.read_indexed())?;
-            let base = BasePart { metadata: &base, size: self.base.size() };
+            let pages = if has_page_index(&base) { None } else { noted_pages(&base, &sidecar, base_columns) };
+            let base = BasePart { metadata: &base, size: self.base.size(), pages: pages.as_deref() };
             Ok(Cached::Metadata(Arc::new(compose(self.pair()?, Some(base), &sidecar, names)?)))
         };
         metadata(weights.cache().get_or_load(key, &self.composing[0], load).await?)
@@ -156,7 +160,7 @@ impl Shard {
     /// Metadata of the sidecar alone, its columns under their served names.
     async fn alone(&self, names: &ServedNames) -> Result<Arc<ParquetMetaData>> {
         let weights = self.weights()?;
-        let key = weights.key(Kind::Composed { base: None, names: names.joined() });
+        let key = weights.key(Kind::Composed { base: None, names: names.joined(), pages: String::new() });
         let load = || async {
             self.sidecar_footer().await?;
             Ok(Cached::Metadata(Arc::new(compose(self.pair()?, None, &weights.read_indexed().await?, names)?)))
@@ -185,6 +189,8 @@ pub(super) struct ShardView {
     pub(super) shard: Arc<Shard>,
     pub(super) names: Arc<ServedNames>,
     pub(super) part: Part,
+    /// The columns of the base that the scan reads.
+    pub(super) base_columns: Arc<[String]>,
 }
 
 impl ShardView {
@@ -201,7 +207,7 @@ impl ShardView {
             Part::Base { pruned: true } => self.shard.base.indexed().await,
             Part::Base { pruned: false } => self.shard.base.footer().await,
             Part::Sidecar => self.shard.alone(&self.names).await,
-            Part::Merged => self.shard.merged(&self.names).await,
+            Part::Merged => self.shard.merged(&self.names, &self.base_columns).await,
         }
     }
 

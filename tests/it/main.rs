@@ -18,6 +18,7 @@ mod explain;
 mod hygiene;
 mod interrupted;
 mod long_documents;
+mod noted_pages;
 mod other_engines;
 mod queries;
 mod rerun;
