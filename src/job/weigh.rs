@@ -18,6 +18,10 @@ use tokio::task::JoinSet;
 
 /// Sidecars whose upload may still be under way while the next shards are computed.
 const UPLOADS_UNDER_WAY: usize = 4;
+/// The same for small sidecars, which take the store's latency and little else.
+const SMALL_UPLOADS_UNDER_WAY: usize = 16;
+/// Rows up to which a sidecar is small.
+const SMALL_ROWS: u64 = 4096;
 /// Rows shown at each end.
 const SHOWN: usize = 3;
 /// Characters of a shown row's text.
@@ -106,7 +110,8 @@ fn weigh_each(weighing: Weighing<'_>, current: &mut Option<SidecarWriter>) -> Re
             }
             ShardEvent::Done(pages) => {
                 let mut writer = current.take().ok_or_else(|| Error::Internal(format!("{}: done before its footer", shard.name)))?;
-                if uploads.len() >= UPLOADS_UNDER_WAY {
+                let most = if writer.rows() <= SMALL_ROWS { SMALL_UPLOADS_UNDER_WAY } else { UPLOADS_UNDER_WAY };
+                while uploads.len() >= most {
                     keep(runtime.block_on(uploads.join_next()), &mut receipts)?;
                 }
                 writer.note_pages(&pages)?;

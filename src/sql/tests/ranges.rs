@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use arrow::array::{ArrayRef, StringArray};
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
+use object_store::ObjectStoreExt;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
 
 use super::recording::RecordingStore;
@@ -69,8 +70,6 @@ fn references() -> RecordBatch {
     let text = |of: fn(usize) -> String| -> ArrayRef { Arc::new(StringArray::from_iter_values((0..4).map(of))) };
     RecordBatch::try_from_iter([("id", text(|i| format!("harm{i}"))), ("category", text(|i| format!("kind {i}")))]).unwrap()
 }
-
-use std::sync::Arc;
 
 #[tokio::test]
 async fn every_kind_of_query_reads_what_its_snapshot_says() {
