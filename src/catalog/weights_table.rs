@@ -237,6 +237,14 @@ impl WeightsTable {
         CommitBuilder::from(properties).with_actions(actions).build(Some(snapshot), Arc::clone(&self.log), operation).await.map(drop)
     }
 
+    /// The same table as it was at a version that it has had.
+    pub(super) async fn at_version(mut self, version: u64) -> Result<Self> {
+        let mut table = DeltaTable::new(Arc::clone(&self.log));
+        table.load_version(version).await.map_err(|e| self.failed(&format!("has no version {version} in its log any more"), e))?;
+        self.table = Some(table);
+        Ok(self)
+    }
+
     async fn reload(&mut self) -> Result<()> {
         let mut table = DeltaTable::new(Arc::clone(&self.log));
         table.load().await.map_err(|e| self.failed("cannot be read", e))?;

@@ -1,13 +1,12 @@
-//! A job as SQL tables: `corpus` (rows and weights), `references`, `shards`, `runs`, `models` and `hygiene`.
+//! A job as SQL tables: `corpus` (rows and weights), `weights`, `references`, `shards`, `runs`, `models` and `hygiene`.
 
 use super::context::Job;
 use super::fit::FOOTERS_AT_ONCE;
 use super::plan::Plan;
-use super::tables::register_tables;
 use crate::catalog::{Published, WeightsTable};
 use crate::error::{Error, Result};
 use crate::shard::{Layout, Listing, Shard};
-use crate::sql::{CorpusShard, CorpusTable, SidecarRef, SqlSession};
+use crate::sql::{CorpusShard, CorpusTable, SidecarRef, SqlSession, register};
 use futures::{StreamExt, stream};
 use object_store::ObjectMeta;
 use std::collections::BTreeMap;
@@ -50,17 +49,10 @@ impl TableSnapshot {
 /// What the shards' footers and the store answer.
 pub async fn corpus_table(job: &Job, snapshot: &TableSnapshot) -> Result<CorpusTable> {
     let TableSnapshot { listing, published, .. } = snapshot;
-    let checked = stream::iter(&listing.shards).map(|shard| async move {
-        let sidecar = published.get(&shard.name);
-        // A weighed shard that is unchanged was read; any other may be broken, and must not take the rest down with it.
-        let readable = match sidecar {
-            Some(sidecar) if sidecar.shard_version == shard.version() => Ok(()),
-            _ => Layout::load(shard, false).await.map(drop),
-        };
-        (shard, sidecar, readable)
-    });
+    // Futures by name and not by a closure over borrowed shards, whose lifetimes a `Send` future of the caller could not tell.
+    let checked: Vec<_> = listing.shards.iter().map(|shard| readable(shard, published.get(&shard.name))).collect();
     let mut shards = Vec::with_capacity(listing.shards.len());
-    for (shard, sidecar, readable) in checked.buffered(FOOTERS_AT_ONCE).collect::<Vec<_>>().await {
+    for (shard, sidecar, readable) in stream::iter(checked).buffered(FOOTERS_AT_ONCE).collect::<Vec<_>>().await {
         if let Err(error) = readable {
             tracing::warn!(shard = %shard.name, error = %super::report::with_causes(&error), "not in `corpus`: it cannot be read");
             continue;
@@ -77,16 +69,22 @@ pub async fn corpus_table(job: &Job, snapshot: &TableSnapshot) -> Result<CorpusT
     CorpusTable::try_new(Arc::clone(corpus_store), Arc::clone(job.output.store()), shards).await
 }
 
+/// A weighed shard that is unchanged was read; any other may be broken, and must not take the rest down with it.
+async fn readable<'a>(shard: &'a Shard, sidecar: Option<&'a Published>) -> (&'a Shard, Option<&'a Published>, Result<()>) {
+    let readable = match sidecar {
+        Some(sidecar) if sidecar.shard_version == shard.version() => Ok(()),
+        _ => Layout::load(shard, false).await.map(drop),
+    };
+    (shard, sidecar, readable)
+}
+
 /// Opens a session over the job's tables as they are now, with `threads` partitions a scan.
 ///
 /// # Errors
 /// As [`TableSnapshot::open`] and [`corpus_table`], and what the references answer.
 pub async fn sql_session(job: &Job, threads: usize) -> Result<SqlSession> {
-    let snapshot = TableSnapshot::open(job).await?;
-    let corpus = corpus_table(job, &snapshot).await?;
     let session = SqlSession::with_memory(threads, usize::try_from(job.options.memory).unwrap_or(usize::MAX))?;
-    session.register_table("corpus", Arc::new(corpus))?;
-    register_tables(&session, job, &snapshot.plan, &snapshot.published)?;
+    register(session.context(), job).await?;
     Ok(session)
 }
 

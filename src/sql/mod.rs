@@ -1,8 +1,13 @@
 //! Corpus and weights as one DataFusion table.
 //!
 //! **In**: the corpus's current listing and, for each weighed shard, its sidecar (plain values, see [`CorpusShard`]); any small
-//! tables the caller adds. **Out**: the rows of one SQL query, as a stream ([`SqlSession::query`]) or as text
-//! ([`write_rows`]).
+//! tables the caller adds. **Out**: the rows of one SQL query, as a stream ([`SqlSession::query`]), as text ([`write_rows`]) or, where
+//! the session may write, as files ([`WriteTargets`]).
+//!
+//! [`register`] makes the tables and functions of a job known to any DataFusion session. Functions: `push_pull_weight(text…)` and
+//! `push_pull_explain(text…)` weigh any text with the job's current model ([`LazyWeigher`]); `weight_cutoff(keep)` is the weight from which on
+//! a share of the rows is kept, exactly; `sample_key` and `resample_count` draw rows by weight, repeatably; `weights_at(version)` is the table
+//! `weights` ([`SidecarTable`]) as it was.
 //!
 //! The table `corpus` has every base column (the union over all shards) and then the weight columns ([`WEIGHT_COLUMNS`]). A
 //! Parquet shard and its sidecar are read as *one* file: the reader hands DataFusion merged Parquet metadata, in which the
@@ -20,7 +25,7 @@
 //!   keeps it untouched.
 //! * A shard without a sidecar has NULL in every weight column but `shard`.
 //! * A sidecar of an older format has NULL in the weight columns that it lacks (`window` and `window_view` in format 1).
-//! * In a session that is not a [`SqlSession`], switch `datafusion.optimizer.enable_aggregate_dynamic_filter_pushdown` off: with it
+//! * In a session that has the table from neither [`SqlSession`] nor [`register`], switch `datafusion.optimizer.enable_aggregate_dynamic_filter_pushdown` off: with it
 //!   DataFusion 55 may lose the `min` or `max` of a column that some shards lack (datafusion issue 25147).
 //! * A base column that has the name of a weight column keeps it; the weight column is then served as `pushpull_<name>`.
 //!
@@ -30,6 +35,7 @@
 mod arrow_shard;
 mod columns;
 mod corpus;
+mod functions;
 mod ipc;
 mod lazy;
 mod merge;
@@ -37,18 +43,26 @@ mod object;
 mod output;
 mod predicate;
 mod reader;
+mod register;
+mod selection;
 mod session;
+mod sidecars;
 mod statistics;
 #[cfg(test)]
 mod tests;
+mod write;
 
 pub use crate::shard::ShardFormat;
 pub use columns::WEIGHT_COLUMNS;
 pub use corpus::CorpusTable;
+pub use functions::weigh::{LazyWeigher, LoadWeigher, RowWeigher, TextArguments};
 pub use lazy::LazyTable;
 pub use output::{OutputFormat, TABLE_TEXT, write_batches, write_rows};
 pub use predicate::Predicate;
+pub use register::{SqlSource, SqlTables, register};
 pub use session::{QueryRows, SqlSession};
+pub use sidecars::SidecarTable;
+pub use write::WriteTargets;
 
 use object_store::ObjectMeta;
 
