@@ -38,6 +38,7 @@ mod tests {
     use super::*;
     use crate::catalog::Publication;
     use crate::writeback::{Receipt, SidecarIdentity, sidecar_path};
+    use object_store::ObjectStoreExt;
     use object_store::memory::InMemory;
     use object_store::path::Path;
     use std::sync::Arc;

@@ -51,9 +51,9 @@ pub trait SqlSource: Sync {
 /// (`push_pull_weight`, `push_pull_explain`, `weight_cutoff`, `weights_at`, `sample_key`, `resample_count`) known to a session of your own,
 /// in its default schema; tables of these names are replaced. Register again to see later runs.
 ///
-/// Sets two options of the session: `enable_aggregate_dynamic_filter_pushdown` is switched off, because with it DataFusion 55 may lose the
-/// `min` or `max` of a column that some shards lack (datafusion issue 25147), and `parquet.pushdown_filters` stays as it is: our scans have
-/// it on. Null ordering is the session's own: in DataFusion's default `order by weight desc` gives rows without a weight first.
+/// Switches the session's option `optimizer.enable_aggregate_dynamic_filter_pushdown` off: with it DataFusion 55 may lose the `min` or
+/// `max` of a column that some shards lack (datafusion issue 25147). The order of nulls is the session's own: by DataFusion's default
+/// `order by weight desc` gives rows without a weight first. What queries may write is the session's owner's to decide, too.
 ///
 /// Use it in a runtime of several threads: `weight_cutoff` and the first `push_pull_weight` wait for IO where DataFusion doesn't, and
 /// in a runtime of one thread that needs a thread of its own.
