@@ -6,7 +6,8 @@
 -- shard, row: where the row is; loss_weight: what its loss is multiplied by. Write it to a file with --format parquet (or json), or from
 -- within by putting it into copy (...) to 's3://lake/train.parquet' and adding --allow-write. The texts are read once and not sorted.
 --
--- Uses the columns prompt and response, which your corpus may not have: put your own text columns in their place.
+-- Uses the columns prompt and response, which your corpus may not have: put your own text columns in their place, the job's text_fallback among
+-- them.
 
 with kept as (
     select *

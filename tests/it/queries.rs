@@ -80,8 +80,10 @@ fn alike(found: &Value, expected: &Value) -> bool {
 
 /// Rows of a file in `queries/`.
 fn answers(lake: &Lake, name: &str) -> Vec<Value> {
-    let query = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("queries").join(name)).unwrap();
-    lake.sql(&query)
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("queries").join(name);
+    let output = lake.pushpull(&["sql", "job.toml", "-f", file.to_str().unwrap(), "--format", "json"]);
+    assert!(output.status.success(), "{name}: {}", text(&output.stderr));
+    text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 fn number(row: &Value, column: &str) -> f64 {

@@ -32,7 +32,7 @@ fn a_text_in_a_query_weighs_what_the_row_weighs() {
     );
     let parts: Vec<String> = ["weight", "pull", "push", "prior", "safe_ref", "harm_ref", "window", "window_view"]
         .iter()
-        .map(|part| format!("push_pull_explain(prompt, response, text)['{part}'] is distinct from {part}"))
+        .map(|part| format!("(push_pull_explain(prompt, response, text)['{part}'] is distinct from {part})"))
         .collect();
     assert_eq!(differ(&parts.join(" or ")), json!(0));
     assert_eq!(differ("push_pull_explain(prompt, response, text) is null"), json!(2));
@@ -53,9 +53,9 @@ fn a_text_in_a_query_weighs_what_the_row_weighs() {
 
     for (call, wanted) in [
         ("push_pull_weight(prompt)", "push_pull_weight(prompt, response), or push_pull_weight(prompt, response, text)"),
-        ("push_pull_weight(prompt, response, text, text)", "4 values"),
+        ("push_pull_weight(prompt, response, text, text)", "4 given"),
         ("push_pull_explain(row, response)", "takes text for `prompt`, not Int64"),
-        ("push_pull_weight()", "push_pull_weight"),
+        ("push_pull_weight()", "0 given"),
     ] {
         let error = lake.error(&["sql", "job.toml", &format!("select {call} from corpus")]);
         assert!(error.contains(wanted), "{call}: {error}");
@@ -79,9 +79,10 @@ fn windows_are_read_as_in_weighing() {
     lake.json(&["run", "job.toml"], 0);
     let parts: Vec<String> = ["weight", "pull", "safe_ref", "harm_ref", "window", "window_view"]
         .iter()
-        .map(|part| format!("push_pull_explain(document)['{part}'] is distinct from {part}"))
+        .map(|part| format!("(push_pull_explain(document)['{part}'] is distinct from {part})"))
         .collect();
-    let differ = format!("select count(*) from corpus where push_pull_weight(document) is distinct from weight or {}", parts.join(" or "));
+    let differ =
+        format!("select count(*) from corpus where (push_pull_weight(document) is distinct from weight) or {}", parts.join(" or "));
     assert_eq!(one(&lake, &differ), json!(0));
     assert!(one(&lake, "select count(*) from corpus where push_pull_explain(document)['window'] > 0").as_i64().unwrap() > 0);
 }
@@ -148,8 +149,8 @@ fn weights_has_every_sidecar_row_and_earlier_versions_stay() {
     let before = lake.sql("select shard, row, weight from corpus order by shard, row");
     lake.json(&["run", "job.toml"], 0);
     let same = "select count(*) from corpus c full join weights w on c.shard = w.shard and c.row = w.row
-        where c.weight is distinct from w.weight or c.model is distinct from w.model or c.safe_ref is distinct from w.safe_ref
-            or c.shard_version is distinct from w.shard_version or c.push is distinct from w.push or c.shard is null or w.shard is null";
+        where (c.weight is distinct from w.weight) or (c.model is distinct from w.model) or (c.safe_ref is distinct from w.safe_ref)
+            or (c.shard_version is distinct from w.shard_version) or (c.push is distinct from w.push) or c.shard is null or w.shard is null";
     assert_eq!(one(&lake, same), json!(0));
     for version in ["0", "-1"] {
         assert_eq!(lake.sql(&format!("select shard, row, weight from weights_at({version}) order by shard, row")), before);
@@ -257,7 +258,7 @@ fn a_query_reads_its_tables_and_nothing_else() {
         if target.starts_with("link") {
             std::os::unix::fs::symlink(lake.path("corpus"), lake.path("link")).unwrap();
         }
-        let error = refused(&format!("copy weights to '{target}'"), &["--allow-write"]);
+        let error = refused(&format!("copy weights to '{target}' stored as parquet"), &["--allow-write"]);
         assert!(error.contains(&format!("inside the {what}")), "{target}: {error}");
     }
     assert!(refused("copy weights to 'https://example.com/x.parquet'", &["--allow-write"]).contains("s3://"));

@@ -174,7 +174,7 @@ impl ScalarUDFImpl for PushPull {
         let wanted = &self.weigher.arguments;
         let views = wanted.columns.len();
         if found.len() != views && !(found.len() == views + 1 && wanted.fallback.is_some()) {
-            return plan_err!("{} values where this job takes {}", found.len(), wanted.call(self.name()));
+            return plan_err!("this job takes {}; {} given", wanted.call(self.name()), found.len());
         }
         for (kind, column) in found.iter().zip(wanted.columns.iter().chain(&wanted.fallback)) {
             if wanted.is_text && !is_text(kind) {
