@@ -37,17 +37,11 @@ impl WeightsTable {
 mod tests {
     use super::*;
     use crate::catalog::Publication;
-    use crate::writeback::{Receipt, SidecarIdentity, sidecar_path};
+    use crate::catalog::weights_table::tests::receipt;
     use object_store::ObjectStoreExt;
     use object_store::memory::InMemory;
     use object_store::path::Path;
     use std::sync::Arc;
-
-    fn receipt(shard: &str, model: &str) -> Receipt {
-        let identity = SidecarIdentity { shard: shard.into(), shard_version: "1".into(), shard_size: 10, model: model.into() };
-        let path = sidecar_path(&identity);
-        Receipt { identity, path, size: 100, rows: 5, weighed: 4, weight_sum: 4.0, weight_square_sum: 5.0, weight_range: Some((0.25, 2.5)) }
-    }
 
     #[tokio::test]
     async fn earlier_versions_stay_until_their_sidecars_go() {
@@ -55,9 +49,11 @@ mod tests {
         let error = WeightsTable::published_at(&place, 0).await.unwrap_err().to_string();
         assert!(error.contains("does not exist yet"), "{error}");
         let mut table = WeightsTable::open(&place).await.unwrap();
-        for written in
-            [vec![receipt("a", "m1"), receipt("b", "m1")], vec![receipt("a", "m2")], vec![receipt("b", "m2"), receipt("c", "m2")]]
-        {
+        for written in [
+            vec![receipt("a", "1", "m1"), receipt("b", "1", "m1")],
+            vec![receipt("a", "1", "m2")],
+            vec![receipt("b", "1", "m2"), receipt("c", "1", "m2")],
+        ] {
             for sidecar in &written {
                 place.join(&sidecar.path).write(vec![0u8; 4]).await.unwrap();
             }
@@ -77,7 +73,7 @@ mod tests {
             let error = WeightsTable::published_at(&place, wrong).await.unwrap_err().to_string();
             assert!(error.contains(&format!("no version {wrong}")) && error.contains("newest is 2"), "{error}");
         }
-        place.store().delete(place.join(&receipt("b", "m1").path).path()).await.unwrap();
+        place.store().delete(place.join(&receipt("b", "1", "m1").path).path()).await.unwrap();
         let error = WeightsTable::published_at(&place, 1).await.unwrap_err().to_string();
         assert!(error.contains("version 1") && error.contains("1 of its 2 sidecars"), "{error}");
         assert_eq!(held(2).await.len(), 3);

@@ -22,6 +22,8 @@ const MODEL_PROPERTY: &str = "pushpull.model";
 /// Tags of an entry: sums that statistics have no place for.
 const WEIGHT_SUM_TAG: &str = "pushpull.weight_sum";
 const WEIGHT_SQUARE_SUM_TAG: &str = "pushpull.weight_square_sum";
+/// Tag of an entry: the digest of the base shard's columns.
+const SCHEMA_TAG: &str = "pushpull.schema";
 /// How often a commit is tried when other writers commit in between. Each failure means another run succeeded.
 const COMMIT_ATTEMPTS: u32 = 20;
 
@@ -48,6 +50,8 @@ pub struct Published {
     pub weight_sum: f64,
     /// Sum of the squared weights, from which the effective sample size follows.
     pub weight_square_sum: f64,
+    /// Digest of the base shard's columns (see [`StoredSchema`](super::StoredSchema)); `None` in a table of an older version.
+    pub schema: Option<String>,
 }
 
 /// One change of the table.
@@ -148,6 +152,7 @@ impl WeightsTable {
                     unweighed: stats.null_count.weight,
                     weight_sum: sum(WEIGHT_SUM_TAG),
                     weight_square_sum: sum(WEIGHT_SQUARE_SUM_TAG),
+                    schema: tags.get(SCHEMA_TAG).cloned().flatten(),
                 },
             );
         }
@@ -303,6 +308,13 @@ fn add(receipt: &Receipt) -> Add {
         "nullCount": { "shard": 0, "shard_version": 0, "model": 0, "row": 0, "weight": nulls, "pull": nulls, "push": nulls, "prior": nulls,
             "safe_ref": nulls, "harm_ref": nulls },
     });
+    let mut tags = HashMap::from([
+        (WEIGHT_SUM_TAG.to_owned(), Some(receipt.weight_sum.to_string())),
+        (WEIGHT_SQUARE_SUM_TAG.to_owned(), Some(receipt.weight_square_sum.to_string())),
+    ]);
+    if let Some(schema) = &receipt.schema {
+        tags.insert(SCHEMA_TAG.to_owned(), Some(schema.clone()));
+    }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as i64);
     Add {
         path: receipt.path.clone(),
@@ -311,10 +323,7 @@ fn add(receipt: &Receipt) -> Add {
         modification_time: now,
         data_change: true,
         stats: Some(stats.to_string()),
-        tags: Some(HashMap::from([
-            (WEIGHT_SUM_TAG.to_owned(), Some(receipt.weight_sum.to_string())),
-            (WEIGHT_SQUARE_SUM_TAG.to_owned(), Some(receipt.weight_square_sum.to_string())),
-        ])),
+        tags: Some(tags),
         ..Default::default()
     }
 }
@@ -343,16 +352,17 @@ struct NullCounts {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::writeback::{SidecarIdentity, sidecar_path};
     use object_store::memory::InMemory;
     use object_store::path::Path;
 
-    fn receipt(shard: &str, version: &str, model: &str) -> Receipt {
+    pub(in crate::catalog) fn receipt(shard: &str, version: &str, model: &str) -> Receipt {
         let identity = SidecarIdentity { shard: shard.into(), shard_version: version.into(), shard_size: 10, model: model.into() };
         let path = sidecar_path(&identity);
-        Receipt { identity, path, size: 100, rows: 5, weighed: 4, weight_sum: 4.0, weight_square_sum: 5.0, weight_range: Some((0.25, 2.5)) }
+        let (weight_range, schema) = (Some((0.25, 2.5)), Some("s1".to_owned()));
+        Receipt { identity, path, size: 100, rows: 5, weighed: 4, weight_sum: 4.0, weight_square_sum: 5.0, weight_range, schema }
     }
 
     fn memory() -> Location {
@@ -372,6 +382,7 @@ mod tests {
         assert_eq!(published.keys().collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(published["a"].weight_range, Some((0.25, 2.5)));
         assert_eq!((published["a"].rows, published["a"].unweighed), (5, 1));
+        assert_eq!(published["a"].schema.as_deref(), Some("s1"));
         assert_eq!((published["a"].weight_sum, published["a"].weight_square_sum), (4.0, 5.0));
 
         let second = Publication { written: vec![receipt("a", "2", "m2")], removed: vec!["b".into()], model: Some("m2".into()) };

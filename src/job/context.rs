@@ -3,6 +3,7 @@
 use super::file::JobFile;
 use crate::error::Result;
 use crate::shard::{Listing, list_shards};
+use crate::sql::FooterCache;
 use crate::storage::{Location, Stores};
 use std::fmt;
 use std::sync::Arc;
@@ -58,6 +59,8 @@ pub struct Job {
     pub output: Location,
     /// How much of the machine may be used.
     pub options: RunOptions,
+    /// Footers that queries of this job have read.
+    pub footers: Arc<FooterCache>,
 }
 
 impl Job {
@@ -69,7 +72,7 @@ impl Job {
         let (file, base) = JobFile::read(location, overrides).await?;
         let stores = Stores::new(base);
         let output = stores.open(&file.output.url)?;
-        Ok(Self { file, stores, output, options })
+        Ok(Self { file, stores, output, options, footers: Arc::default() })
     }
 
     /// The corpus as it is now.

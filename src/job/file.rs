@@ -2,6 +2,7 @@
 
 use crate::embed::{MIN_WINDOW, Pool, Windows};
 use crate::error::{Error, Result, nearest};
+use crate::sql::{FolderColumns, MissingColumns};
 use crate::storage::Stores;
 use crate::transport::{Auto, Temperature, TransportOptions};
 use serde::Deserialize;
@@ -14,7 +15,7 @@ pub const DEFAULT_SAMPLE_ROWS: usize = 65_536;
 
 /// Every section with every key it may have: the list that slips are compared with.
 const KEYS: [(&str, &[&str]); 5] = [
-    ("corpus", &["url", "text", "text_fallback", "embedding"]),
+    ("corpus", &["url", "text", "text_fallback", "embedding", "partitions", "missing_columns"]),
     ("references", &["safe", "harm"]),
     ("embed", &["model", "window", "stride", "pool"]),
     ("transport", &["epsilon", "push", "prior", "temperature", "slack", "sample_rows", "seed", "threshold", "max_steps"]),
@@ -54,6 +55,13 @@ pub struct CorpusSection {
     /// A column that holds vectors already, instead of `text`.
     #[serde(default)]
     pub embedding: Option<String>,
+    /// Whether folders named `key=value` are columns in SQL: `"auto"` (default) or `"none"`. They are never embedded.
+    #[serde(default)]
+    pub partitions: FolderColumns,
+    /// What SQL makes of a column that some shards lack: `"null"` (default) or `"refuse"`. A shard that lacks a column to be embedded is
+    /// quarantined in either case: a row without text is another thing than a file without the column.
+    #[serde(default)]
+    pub missing_columns: MissingColumns,
 }
 
 /// `[references]`.

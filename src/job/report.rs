@@ -132,6 +132,8 @@ pub struct RunReport {
     pub transport_cost: TransportCosts,
     /// Bytes read from object stores.
     pub bytes_read: u64,
+    /// Requests sent to object stores.
+    pub requests: u64,
     /// Where the time went.
     pub seconds: Seconds,
     /// The table's version after the run, if there is a table.
@@ -190,6 +192,7 @@ impl RunReport {
             prior: card.prior,
             transport_cost: report.transport_cost,
             bytes_read: 0,
+            requests: 0,
             seconds: Seconds::default(),
             version: None,
             quarantined: Vec::new(),

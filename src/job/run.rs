@@ -174,6 +174,7 @@ async fn execute(job: &Job, which: Model, weighing: bool) -> Result<RunReport> {
     let published = table.published()?;
     report.describe_table(published.values());
     report.bytes_read = job.stores.traffic().bytes_read();
+    report.requests = job.stores.traffic().requests();
     report.seconds.fit = fit_seconds;
     report.seconds.weigh = weigh_seconds;
     report.seconds.total = started.elapsed().as_secs_f64();

@@ -4,7 +4,7 @@ use super::context::Progress;
 use super::encoder::RowEncoder;
 use super::report::{Quarantined, WeighedRow};
 use super::windows::weigh_batch;
-use crate::catalog::StoredModel;
+use crate::catalog::{SchemaWriter, StoredModel};
 use crate::embed::WindowPlace;
 use crate::error::{Error, Result};
 use crate::shard::{ReadOptions, Shard, ShardEvent, ShardRequest, read_ahead};
@@ -18,6 +18,10 @@ use tokio::task::JoinSet;
 
 /// Sidecars whose upload may still be under way while the next shards are computed.
 const UPLOADS_UNDER_WAY: usize = 4;
+/// The same for small sidecars, which take the store's latency and little else.
+const SMALL_UPLOADS_UNDER_WAY: usize = 16;
+/// Rows up to which a sidecar is small.
+const SMALL_ROWS: u64 = 4096;
 /// Rows shown at each end.
 const SHOWN: usize = 3;
 /// Characters of a shown row's text.
@@ -82,12 +86,15 @@ fn weigh_each(weighing: Weighing<'_>, current: &mut Option<SidecarWriter>) -> Re
     let (mut weighed, mut done) = (Weighed::default(), 0u64);
     let mut uploads: JoinSet<Result<(usize, Receipt)>> = JoinSet::new();
     let mut receipts: Vec<Option<Receipt>> = vec![None; shards.len()];
+    let mut schemas = SchemaWriter::default();
     while let Some((index, event)) = ahead.next_blocking() {
         let shard = &shards[index];
         let outcome = match event {
             ShardEvent::Opened(layout) => {
                 let identity = identity(shard, model);
-                *current = Some(SidecarWriter::try_new(output, identity, layout.rows_per_group(), Arc::clone(&ids), Arc::clone(&columns))?);
+                let schema = runtime.block_on(schemas.put(layout.schema(), output))?;
+                let writer = SidecarWriter::try_new(output, identity, layout.rows_per_group(), Arc::clone(&ids), Arc::clone(&columns))?;
+                *current = Some(writer.with_schema(schema));
                 Ok(())
             }
             ShardEvent::Rows(chunk, _permit) => {
@@ -103,7 +110,8 @@ fn weigh_each(weighing: Weighing<'_>, current: &mut Option<SidecarWriter>) -> Re
             }
             ShardEvent::Done => {
                 let writer = current.take().ok_or_else(|| Error::Internal(format!("{}: done before its footer", shard.name)))?;
-                if uploads.len() >= UPLOADS_UNDER_WAY {
+                let most = if writer.rows() <= SMALL_ROWS { SMALL_UPLOADS_UNDER_WAY } else { UPLOADS_UNDER_WAY };
+                while uploads.len() >= most {
                     keep(runtime.block_on(uploads.join_next()), &mut receipts)?;
                 }
                 match writer.complete() {

@@ -1,5 +1,5 @@
 //! Reads shards ahead of whoever consumes them: while one shard's chunks are computed on, its next chunks and the next shard's
-//! first ones are fetched and decoded, within a budget of bytes.
+//! first ones are fetched and decoded, within a budget of bytes. Of small shards more are under way at once.
 
 use super::chunk::{Chunk, ReadOptions, read_chunks};
 use super::layout::Layout;
@@ -14,6 +14,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Shards under way at once: the one that is consumed and the one after it.
 const SHARDS_AHEAD: usize = 2;
+/// Small shards under way at once: each takes the store's latency and little else, so more of them are asked for together.
+const SMALL_SHARDS_AHEAD: usize = 16;
+/// Bytes up to which a shard is small.
+const SMALL: u64 = 256 << 10;
+/// How much larger than its file a small shard's decoded chunks are taken to be, so that those ahead stay within a part of the budget.
+const DECODED: u64 = 32;
 /// Chunks that may wait whatever their size; the byte budget is the real bound.
 const CHUNKS_AHEAD: usize = 64;
 /// The budget's unit, so that it fits the semaphore's permits.
@@ -51,9 +57,17 @@ pub struct Permit {
 #[derive(Debug)]
 pub struct ReadAhead {
     waiting: VecDeque<(usize, ShardRequest)>,
-    started: VecDeque<(usize, Receiver<ShardEvent>)>,
+    started: VecDeque<Started>,
     options: ReadOptions,
     runtime: Handle,
+}
+
+/// A shard under way.
+#[derive(Debug)]
+struct Started {
+    index: usize,
+    bytes: u64,
+    events: Receiver<ShardEvent>,
 }
 
 /// Starts reading `requests` in order with `options` (whose `rows` each request replaces). Each shard under way has an equal share of
@@ -67,19 +81,28 @@ impl ReadAhead {
     /// The next event and the number of the request it belongs to; `None` after the last. Blocking.
     pub fn next_blocking(&mut self) -> Option<(usize, ShardEvent)> {
         loop {
-            while self.started.len() < SHARDS_AHEAD
+            while self.has_room()
                 && let Some((index, request)) = self.waiting.pop_front()
             {
-                self.started.push_back((index, self.start(request)));
+                let bytes = request.shard.meta.size;
+                self.started.push_back(Started { index, bytes, events: self.start(request) });
             }
-            let (index, events) = self.started.front_mut()?;
-            match events.blocking_recv() {
-                Some(event) => return Some((*index, event)),
+            let first = self.started.front_mut()?;
+            match first.events.blocking_recv() {
+                Some(event) => return Some((first.index, event)),
                 None => {
                     self.started.pop_front();
                 }
             }
         }
+    }
+
+    /// Whether the next shard may be started: one of any size beside the current one, small ones beyond that.
+    fn has_room(&self) -> bool {
+        let Some((_, next)) = self.waiting.front() else { return false };
+        let beyond: u64 = self.started.iter().skip(1).map(|started| started.bytes).sum::<u64>() + next.shard.meta.size;
+        let small = next.shard.meta.size <= SMALL && beyond.saturating_mul(DECODED) <= self.options.memory / 4;
+        self.started.len() < if small { SMALL_SHARDS_AHEAD } else { SHARDS_AHEAD }
     }
 
     /// Gives up the shard whose events are coming: the next event is of the next shard.

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, StringArray, new_null_array};
+use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
 use arrow::compute::{CastOptions, cast_with_options, concat_batches};
 use arrow::datatypes::{Field, SchemaRef};
 use datafusion::execution::TaskContext;
@@ -68,11 +68,7 @@ struct RowPlan {
 
 impl RowPlan {
     async fn open(self, batch_size: usize) -> Result<BoxStream<'static, Result<RecordBatch>>> {
-        let header = self
-            .shard
-            .ipc
-            .get()
-            .ok_or_else(|| Error::Internal(format!("shard {} is scanned before its schema was read", self.shard.name())))?;
+        let header = self.shard.ipc().await?;
         let projection: Vec<usize> = (0..header.schema.fields().len())
             .filter(|index| self.names(Origin::Base).any(|name| name == header.schema.field(*index).name()))
             .collect();
@@ -96,7 +92,13 @@ impl RowPlan {
         let rows = base.num_rows();
         let column = |(index, field): (&usize, &Arc<Field>)| -> Result<ArrayRef> {
             let found = match self.columns.origin(*index) {
-                Origin::ShardName => Some(Arc::new(StringArray::from_iter_values(vec![self.shard.name(); rows])) as ArrayRef),
+                Origin::Constant(place) => self
+                    .shard
+                    .constants
+                    .get(place)
+                    .map(|value| value.to_array_of_size(rows))
+                    .transpose()
+                    .map_err(|e| self.failed(None, format!("column `{}` cannot be filled in", field.name()), Some(Box::new(e))))?,
                 Origin::Base => base.column_by_name(field.name()).cloned(),
                 Origin::Sidecar => weights.and_then(|w| w.column_by_name(field.name()).cloned()),
             };
@@ -148,7 +150,7 @@ impl Zip {
             let Some(base) = self.base.try_next().await? else {
                 return match &self.weights {
                     Some(weights) if weights.groups_left() > 0 => {
-                        Err(self.plan.failed(None, format!("its sidecar has {} row groups too many", weights.groups_left()), None))
+                        Err(self.plan.shard.pair()?.misfit(None, format!("it has {} row groups too many", weights.groups_left())))
                     }
                     _ => Ok(None),
                 };
@@ -195,8 +197,8 @@ impl WeightRows {
         self.taken += 1;
         match self.groups.pop_front() {
             Some(found) if found == rows => {}
-            Some(found) => return Err(plan.failed(Some(place), format!("its sidecar has {found} rows, the shard {rows}"), None)),
-            None => return Err(plan.failed(Some(place), "its sidecar ends before the shard", None)),
+            Some(found) => return Err(plan.shard.pair()?.misfit(Some(place), format!("it has {found} rows, the base {rows}"))),
+            None => return Err(plan.shard.pair()?.misfit(Some(place), "it ends before the base")),
         }
         let mut parts = vec![];
         let mut missing = rows;
@@ -205,7 +207,7 @@ impl WeightRows {
                 Some(batch) => batch,
                 None => match self.rows.try_next().await {
                     Ok(Some(batch)) => batch,
-                    Ok(None) => return Err(plan.failed(Some(place), "its sidecar ends before the shard", None)),
+                    Ok(None) => return Err(plan.shard.pair()?.misfit(Some(place), "it ends before the base")),
                     Err(e) => return Err(plan.shard.weights()?.error("cannot be read", Some(Box::new(e)))),
                 },
             };

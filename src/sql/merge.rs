@@ -26,17 +26,34 @@ pub(super) struct BasePart<'a> {
     pub(super) size: u64,
 }
 
+/// The objects that are put together, for messages.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pair<'a> {
+    /// The shard's name.
+    pub(super) shard: &'a str,
+    /// Path of the base.
+    pub(super) base: &'a str,
+    /// Path of the sidecar.
+    pub(super) sidecar: &'a str,
+}
+
+impl Pair<'_> {
+    /// An error that names both objects.
+    pub(super) fn misfit(&self, row_group: Option<usize>, difference: impl std::fmt::Display) -> Error {
+        let reason = format!("sidecar {} does not fit base {}: {difference}", self.sidecar, self.base);
+        Error::Shard { shard: self.shard.to_owned(), row_group, reason, source: None }
+    }
+}
+
 /// Checks that `sidecar` has exactly the base's row groups, those without rows apart.
-pub(super) fn check_alignment(shard: &str, base: &ParquetMetaData, sidecar: &ParquetMetaData) -> Result<()> {
+pub(super) fn check_alignment(pair: Pair<'_>, base: &ParquetMetaData, sidecar: &ParquetMetaData) -> Result<()> {
     let (base, sidecar) = (filled(base), filled(sidecar));
-    let failed = |row_group, reason| Err(Error::Shard { shard: shard.to_owned(), row_group, reason, source: None });
     if base.len() != sidecar.len() {
-        return failed(None, format!("its sidecar has {} row groups, the shard {}", sidecar.len(), base.len()));
+        return Err(pair.misfit(None, format!("it has {} row groups, the base {}", sidecar.len(), base.len())));
     }
     for ((index, base), (_, sidecar)) in base.iter().zip(&sidecar) {
         if base.num_rows() != sidecar.num_rows() {
-            let reason = format!("its sidecar has {} rows, the shard {}", sidecar.num_rows(), base.num_rows());
-            return failed(Some(*index), reason);
+            return Err(pair.misfit(Some(*index), format!("it has {} rows, the base {}", sidecar.num_rows(), base.num_rows())));
         }
     }
     Ok(())
@@ -49,14 +66,19 @@ pub(super) fn filled(metadata: &ParquetMetaData) -> Vec<(usize, &RowGroupMetaDat
 
 /// The sidecar's columns under their served names, behind the base's columns if there is a base. Columns of the sidecar that are
 /// not served are left out.
-pub(super) fn compose(shard: &str, base: Option<BasePart<'_>>, sidecar: &ParquetMetaData, names: &ServedNames) -> Result<ParquetMetaData> {
+pub(super) fn compose(
+    pair: Pair<'_>,
+    base: Option<BasePart<'_>>,
+    sidecar: &ParquetMetaData,
+    names: &ServedNames,
+) -> Result<ParquetMetaData> {
     if let Some(base) = base {
-        check_alignment(shard, base.metadata, sidecar)?;
+        check_alignment(pair, base.metadata, sidecar)?;
     }
     compose_aligned(base, sidecar, names).map_err(|e| Error::Shard {
-        shard: shard.to_owned(),
+        shard: pair.shard.to_owned(),
         row_group: None,
-        reason: "its sidecar cannot be read beside it".to_owned(),
+        reason: format!("sidecar {} cannot be read beside base {}", pair.sidecar, pair.base),
         source: Some(Box::new(e)),
     })
 }

@@ -16,32 +16,45 @@
 //! with their sidecar by position.
 //!
 //! **Guaranteed**
-//! * A row is never paired with another row's weight: the sidecar names the size and version of the base it was made for, its
-//!   row groups must have the base's row counts, and every answer of the store is checked against the listed size and entity
-//!   tag. Anything else is an error that names the shard.
-//! * Opening the table reads each shard's footer. After that a query of weight columns alone reads nothing of the base, a query of
-//!   base columns alone reads no sidecar, and `count(*)` over Parquet shards reads nothing at all.
-//! * A shard that changed since it was weighed is an error in a query that may touch it; a filter on `shard` that leaves it out
-//!   keeps it untouched.
+//! * A row is never paired with another row's weight: the sidecar names the size and version of the base it was made for, has the
+//!   published number of rows and, wherever the base is read, the base's row groups; every answer of the store is checked against the
+//!   listed size and entity tag. Anything else is an error that names the shard and both objects.
+//! * Opening the table opens no shard whose columns the caller knows (the log does, of every weighed shard) and no sidecar. A query of
+//!   weight columns alone reads nothing of the base, a query of base columns alone reads no sidecar; `count(*)`, the bounds of `weight`
+//!   and whatever is the same in every row of a shard (`shard`, `shard_version`, `model`, folder keys) read nothing at all.
+//! * A filter on what is the same in every row of a shard chooses shards, and so does one on `weight`, by the published bounds: no other
+//!   shard is opened.
+//! * A shard that changed since it was weighed is an error in a query that may touch it; a filter on `shard` or a folder key that leaves
+//!   it out keeps it untouched.
 //! * A shard without a sidecar has NULL in every weight column but `shard`.
 //! * A sidecar of an older format has NULL in the weight columns that it lacks (`window` and `window_view` in format 1).
-//! * In a session that has the table from neither [`SqlSession`] nor [`register`], switch `datafusion.optimizer.enable_aggregate_dynamic_filter_pushdown` off: with it
+//! * A base column that a shard lacks is NULL in its rows and warned of, or refused ([`MissingColumns`]). Columns are found by name, so
+//!   their order does not matter; types that differ are widened (see [`CorpusTable::try_with`]).
+//! * Folders named `key=value` are columns between those of the base and the weights ([`FolderColumns`]).
+//! * In a session that has the table from neither [`SqlSession`] nor [`register`], switch
+//!   `datafusion.optimizer.enable_aggregate_dynamic_filter_pushdown` off: with it
 //!   DataFusion 55 may lose the `min` or `max` of a column that some shards lack (datafusion issue 25147).
-//! * A base column that has the name of a weight column keeps it; the weight column is then served as `pushpull_<name>`.
+//! * A base column keeps its name: what the table adds, a folder key or a weight column, is served as `pushpull_<name>` where the base has
+//!   its name, and so is a weight column that has the name of a folder key.
 //!
-//! **Memory**: the footers of all Parquet shards (and those sidecars' and page indexes a query touched) live as long as the
-//! table. A scan holds what DataFusion decodes; an Arrow shard adds two record batches per partition.
+//! **Memory**: the list of shards; footers and page indexes in a [`FooterCache`] of at most 256 MiB by default; per scan about half a
+//! kilobyte per file and column while there are no more than a million of these, and what DataFusion decodes. An Arrow shard adds two
+//! record batches per partition.
 
 mod arrow_shard;
 mod columns;
 mod corpus;
+mod footers;
 mod functions;
 mod ipc;
+mod known_rows;
 mod lazy;
 mod merge;
 mod object;
 mod output;
+mod partitions;
 mod predicate;
+mod prefetch;
 mod reader;
 mod register;
 mod selection;
@@ -55,6 +68,7 @@ mod write;
 pub use crate::shard::ShardFormat;
 pub use columns::WEIGHT_COLUMNS;
 pub use corpus::CorpusTable;
+pub use footers::{DEFAULT_FOOTER_MEMORY, FooterCache};
 pub use functions::weigh::{LazyWeigher, LoadWeigher, RowWeigher, TextArguments};
 pub use lazy::LazyTable;
 pub use output::{OutputFormat, TABLE_TEXT, write_batches, write_rows};
@@ -64,7 +78,10 @@ pub use session::{QueryRows, SqlSession};
 pub use sidecars::SidecarTable;
 pub use write::WriteTargets;
 
+use arrow::datatypes::SchemaRef;
 use object_store::ObjectMeta;
+use serde::Deserialize;
+use std::sync::Arc;
 
 /// A published sidecar and the base shard it was made for.
 #[derive(Debug, Clone)]
@@ -75,6 +92,14 @@ pub struct SidecarRef {
     pub base_size: u64,
     /// Version of the base shard when it was weighed.
     pub base_version: String,
+    /// Digest of the model that weighed it.
+    pub model: String,
+    /// Rows of the shard.
+    pub rows: u64,
+    /// Rows among them without a weight.
+    pub unweighed: u64,
+    /// Smallest and largest weight, if they are known and there are any.
+    pub weight_range: Option<(f32, f32)>,
 }
 
 /// One shard of the corpus as it is now, with its weights if there are any.
@@ -88,6 +113,55 @@ pub struct CorpusShard {
     pub meta: ObjectMeta,
     /// Current version, compared with [`SidecarRef::base_version`].
     pub version: String,
+    /// Columns of the shard as it is now, if they are known; otherwise the shard is opened to read them.
+    pub schema: Option<SchemaRef>,
+    /// Rows of the shard as it is now, if they are known. Those of a weighed shard are in its [`SidecarRef`].
+    pub rows: Option<u64>,
     /// The weights, if the shard has been weighed.
     pub sidecar: Option<SidecarRef>,
+}
+
+/// What a table over a corpus does where there is a choice.
+#[derive(Debug, Clone, Default)]
+pub struct CorpusOptions {
+    /// Where footers are kept. Default: a cache of the table's own.
+    pub footers: Arc<FooterCache>,
+    /// Whether folders become columns. Default [`FolderColumns::Auto`].
+    pub folders: FolderColumns,
+    /// What becomes of a base column that some shards lack. Default [`MissingColumns::Null`].
+    pub missing: MissingColumns,
+}
+
+/// Whether folders named `key=value` become columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FolderColumns {
+    /// Each key is a column: of 64-bit integers if every value is written as one, else of text. NULL for `__HIVE_DEFAULT_PARTITION__`
+    /// and where a shard's folders lack the key. Values are percent-decoded.
+    #[default]
+    Auto,
+    /// Folders are only part of the shard's name.
+    None,
+}
+
+/// What becomes of a base column that some shards lack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MissingColumns {
+    /// It is NULL in their rows, and a warning names the column, how many shards lack it and the first of them.
+    #[default]
+    Null,
+    /// An error that names shard and column.
+    Refuse,
+}
+
+/// A base column that some shards lack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingColumn {
+    /// Its name.
+    pub column: String,
+    /// How many shards lack it, at least 1.
+    pub shards: usize,
+    /// The first of them.
+    pub first: String,
 }

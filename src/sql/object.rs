@@ -1,7 +1,8 @@
 //! One object of a store, read by byte range: in go its listed size and entity tag, out come bytes of exactly that version.
 //!
 //! Every answer is compared with the listing, so an object that is replaced while a query runs is an error and not a mixture of
-//! two versions. Parquet footers and page indexes are fetched once per object, however many partitions ask at the same time.
+//! two versions. Parquet footers and page indexes are fetched once per object, however many partitions ask at the same time, and
+//! kept in a [`FooterCache`]; so is the whole of an object no longer than the tail that is fetched for its footer.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,8 +14,9 @@ use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, coalesce_range
 use parquet::arrow::async_reader::MetadataFetch;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
+use super::footers::{Cached, FooterCache, Key, Kind, version};
 use crate::error::{BoxError, Error, Result};
 
 /// Ranges closer than this are fetched in one request: below it a second request costs more than the bytes between.
@@ -39,13 +41,21 @@ pub(super) struct StoredObject {
     meta: ObjectMeta,
     shard: String,
     role: Role,
-    footer: OnceCell<Arc<ParquetMetaData>>,
-    indexed: OnceCell<Arc<ParquetMetaData>>,
+    cache: Arc<FooterCache>,
+    turns: Turns,
+}
+
+/// One caller at a time reads what several want.
+#[derive(Debug, Default)]
+struct Turns {
+    whole: Mutex<()>,
+    footer: Mutex<()>,
+    indexed: Mutex<()>,
 }
 
 impl StoredObject {
-    pub(super) fn new(store: Arc<dyn ObjectStore>, meta: ObjectMeta, shard: &str, role: Role) -> Self {
-        Self { store, meta, shard: shard.to_owned(), role, footer: OnceCell::new(), indexed: OnceCell::new() }
+    pub(super) fn new(store: Arc<dyn ObjectStore>, meta: ObjectMeta, shard: &str, role: Role, cache: Arc<FooterCache>) -> Self {
+        Self { store, meta, shard: shard.to_owned(), role, cache, turns: Turns::default() }
     }
 
     pub(super) fn meta(&self) -> &ObjectMeta {
@@ -54,6 +64,20 @@ impl StoredObject {
 
     pub(super) fn size(&self) -> u64 {
         self.meta.size
+    }
+
+    pub(super) fn cache(&self) -> &FooterCache {
+        &self.cache
+    }
+
+    /// What an entry of the cache about this object goes by.
+    pub(super) fn key(&self, kind: Kind) -> Key {
+        Key::new(&self.store, &self.meta, kind)
+    }
+
+    /// Path and version, to tell this object from others.
+    pub(super) fn identity(&self) -> (String, String) {
+        (self.meta.location.to_string(), version(&self.meta))
     }
 
     /// An error about this object; `reason` reads after "shard X: ".
@@ -70,7 +94,20 @@ impl StoredObject {
         if let Some(range) = ranges.iter().find(|r| r.start > r.end || r.end > self.size()) {
             return Err(self.error(format!("bytes {range:?} are outside of its {} bytes", self.size()), None));
         }
+        // The footer of a small object comes with all of it, so all of it is kept: one request in place of three.
+        if self.size() <= TAIL && ranges.iter().any(|range| !range.is_empty()) {
+            let whole = self.whole().await?;
+            return Ok(ranges.iter().map(|range| whole.slice(range.start as usize..range.end as usize)).collect());
+        }
         coalesce_ranges(ranges, |range| self.fetch(range), RANGE_GAP).await
+    }
+
+    async fn whole(&self) -> Result<Bytes> {
+        let load = || async { Ok(Cached::Bytes(self.fetch(0..self.size()).await?)) };
+        match self.cache.get_or_load(self.key(Kind::Whole), &self.turns.whole, load).await? {
+            Cached::Bytes(bytes) => Ok(bytes),
+            Cached::Metadata(_) => Err(Error::Internal("metadata where bytes were kept".to_owned())),
+        }
     }
 
     /// The bytes of one range.
@@ -98,29 +135,29 @@ impl StoredObject {
     }
 
     /// The Parquet footer, without page indexes.
-    pub(super) async fn footer(&self) -> Result<&Arc<ParquetMetaData>> {
-        self.footer
-            .get_or_try_init(|| async {
-                let metadata = ParquetMetaDataReader::new()
-                    .with_page_index_policy(PageIndexPolicy::Skip)
-                    .with_prefetch_hint(Some(TAIL.min(self.size()) as usize))
-                    .load_and_finish(Fetch(self), self.size())
-                    .await
-                    .map_err(|e| self.parquet_error(e))?;
-                self.check_chunks(&metadata)?;
-                Ok(Arc::new(metadata))
-            })
-            .await
+    pub(super) async fn footer(&self) -> Result<Arc<ParquetMetaData>> {
+        let load = || async {
+            let metadata = ParquetMetaDataReader::new()
+                .with_page_index_policy(PageIndexPolicy::Skip)
+                .with_prefetch_hint(Some(TAIL.min(self.size()) as usize))
+                .load_and_finish(Fetch(self), self.size())
+                .await
+                .map_err(|e| self.parquet_error(e))?;
+            self.check_chunks(&metadata)?;
+            Ok(Cached::Metadata(Arc::new(metadata)))
+        };
+        metadata(self.cache.get_or_load(self.key(Kind::Footer), &self.turns.footer, load).await?)
     }
 
-    /// The footer, if it has been read already.
-    pub(super) fn known_footer(&self) -> Option<&Arc<ParquetMetaData>> {
-        self.footer.get()
+    /// The footer, if it is in memory.
+    pub(super) fn known_footer(&self) -> Option<Arc<ParquetMetaData>> {
+        metadata(self.cache.get(&self.key(Kind::Footer))?).ok()
     }
 
-    /// The Parquet footer with those page indexes that the file has, kept once read.
-    pub(super) async fn indexed(&self) -> Result<&Arc<ParquetMetaData>> {
-        self.indexed.get_or_try_init(|| async { self.read_indexed().await.map(Arc::new) }).await
+    /// The Parquet footer with those page indexes that the file has.
+    pub(super) async fn indexed(&self) -> Result<Arc<ParquetMetaData>> {
+        let load = || async { Ok(Cached::Metadata(Arc::new(self.read_indexed().await?))) };
+        metadata(self.cache.get_or_load(self.key(Kind::Indexed), &self.turns.indexed, load).await?)
     }
 
     /// As [`Self::indexed`], for a caller that keeps what it makes of them.
@@ -170,6 +207,14 @@ fn same_tag(a: &ObjectMeta, b: &ObjectMeta) -> bool {
     match (&a.e_tag, &b.e_tag) {
         (Some(a), Some(b)) => bare(a) == bare(b),
         _ => true,
+    }
+}
+
+/// The metadata of an entry that holds metadata.
+pub(super) fn metadata(cached: Cached) -> Result<Arc<ParquetMetaData>> {
+    match cached {
+        Cached::Metadata(metadata) => Ok(metadata),
+        Cached::Bytes(_) => Err(Error::Internal("bytes where metadata was kept".to_owned())),
     }
 }
 

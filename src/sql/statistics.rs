@@ -13,28 +13,28 @@ use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
 use parquet::arrow::parquet_to_arrow_schema;
 use parquet::file::metadata::ParquetMetaData;
 
-use super::columns::CorpusColumns;
+use super::columns::{CorpusColumns, KNOWN, WEIGHT_COLUMNS};
 use super::merge::compose;
 use super::reader::{Shard, external};
 
-/// Statistics of `shard` over the columns of a scanned file, from its base's footer if `base` and from its sidecar's if that has
-/// been read; `None` if the row count is not known. Only the columns `wanted` are looked at: a corpus may have very many shards.
-pub(super) fn shard_statistics(shard: &Shard, columns: &CorpusColumns, wanted: &[usize], base: bool) -> DfResult<Option<Statistics>> {
-    let base = shard.base.known_footer().filter(|_| base);
+/// Statistics of `shard` over the columns of a scanned file and the constants: its rows and weights as they were published, and what
+/// the footers that are in memory say, of the base's if `base`. Only the columns `wanted` are looked up in footers: a corpus may have
+/// very many shards.
+pub(super) fn shard_statistics(shard: &Shard, columns: &CorpusColumns, wanted: &[usize], base: bool) -> DfResult<Statistics> {
+    let base = shard.base.known_footer().filter(|_| base && shard.is_parquet());
     let sidecar = shard.sidecar.as_ref().and_then(|s| s.known_footer());
-    let Some(rows) = base.or(sidecar).map(|footer| footer.row_groups().iter().map(|g| g.num_rows()).sum::<i64>()) else {
-        return Ok(None);
-    };
     let mut statistics = Statistics::new_unknown(&columns.file);
-    statistics.num_rows = usize::try_from(rows).map_or(Precision::Absent, Precision::Exact);
+    let of_footer = base.as_ref().and_then(|footer| u64::try_from(footer.file_metadata().num_rows()).ok());
+    let rows = of_footer.or(shard.rows).and_then(|rows| usize::try_from(rows).ok());
+    statistics.num_rows = rows.map_or(Precision::Absent, Precision::Exact);
     // Without a sidecar the base answers for the weight columns: it has none of them, so they are all NULL.
     let (of_base, of_sidecar): (Vec<_>, Vec<_>) = wanted.iter().partition(|i| columns.is_base(**i) || shard.sidecar.is_none());
     let mut known = vec![];
-    if let Some(footer) = base {
+    if let Some(footer) = &base {
         known.extend(believable(footer, columns, of_base, false)?);
     }
     if let Some(footer) = sidecar.filter(|_| !of_sidecar.is_empty()) {
-        let footer = compose(shard.name(), None, footer, &columns.names).map_err(external)?;
+        let footer = compose(shard.pair().map_err(external)?, None, &footer, &columns.names).map_err(external)?;
         known.extend(believable(&footer, columns, of_sidecar, true)?);
     }
     for (index, column) in known {
@@ -42,7 +42,55 @@ pub(super) fn shard_statistics(shard: &Shard, columns: &CorpusColumns, wanted: &
             *place = column;
         }
     }
-    Ok(Some(statistics))
+    published_weights(shard, columns, rows, &mut statistics);
+    statistics.column_statistics.extend(shard.constants.iter().map(|value| constant(value, rows)));
+    Ok(statistics)
+}
+
+/// Adds what the log says of the weights.
+fn published_weights(shard: &Shard, columns: &CorpusColumns, rows: Option<usize>, statistics: &mut Statistics) {
+    for (name, kind) in WEIGHT_COLUMNS.iter().skip(KNOWN) {
+        let place = columns.weight_column(name).map(|index| columns.scan_index(index));
+        let Some(column) = place.and_then(|place| statistics.column_statistics.get_mut(place)) else { continue };
+        let Some(sidecar) = &shard.listed.sidecar else {
+            (column.min_value, column.max_value) = (Precision::Absent, Precision::Absent);
+            column.null_count = rows.map_or(Precision::Absent, Precision::Exact);
+            continue;
+        };
+        let unweighed = usize::try_from(sidecar.unweighed).map_or(Precision::Absent, Precision::Exact);
+        match *name {
+            "weight" => {
+                column.null_count = unweighed;
+                if let Some((low, high)) = sidecar.weight_range {
+                    let bound = |weight: f32| Precision::Exact(ScalarValue::Float32(Some(weight)));
+                    (column.min_value, column.max_value) = (bound(low), bound(high));
+                }
+            }
+            "row" => {
+                column.null_count = Precision::Exact(0);
+                if let Some(last) = sidecar.rows.checked_sub(1).and_then(|last| i64::try_from(last).ok()) {
+                    let bound = |row: i64| Precision::Exact(ScalarValue::Int64(Some(row)));
+                    (column.min_value, column.max_value) = (bound(0), bound(last));
+                }
+            }
+            _ if *kind == DataType::Float32 => column.null_count = unweighed,
+            _ => {}
+        }
+    }
+}
+
+/// A column that has one value in all rows.
+fn constant(value: &ScalarValue, rows: Option<usize>) -> ColumnStatistics {
+    let mut column = ColumnStatistics::new_unknown();
+    match (value.is_null(), rows) {
+        (true, _) => column.null_count = rows.map_or(Precision::Absent, Precision::Exact),
+        (false, Some(0)) => column.null_count = Precision::Exact(0),
+        (false, _) => {
+            column.null_count = Precision::Exact(0);
+            (column.min_value, column.max_value) = (Precision::Exact(value.clone()), Precision::Exact(value.clone()));
+        }
+    }
+    column
 }
 
 /// The statistics of the columns `wanted` (places in a scanned file) as far as `footer` can be believed; `ours`: a sidecar's.
@@ -96,5 +144,34 @@ pub(super) fn scan_statistics(files: &[Option<Arc<Statistics>>], schema: &Schema
     if known.len() < files.len() || known.is_empty() {
         return Ok(Statistics::new_unknown(schema));
     }
-    Statistics::try_merge_iter(known, schema)
+    let mut merged = Statistics::try_merge_iter(known.iter().copied(), schema)?;
+    for (index, column) in merged.column_statistics.iter_mut().enumerate() {
+        if let Some((low, high)) = exact_bounds(&known, index) {
+            (column.min_value, column.max_value) = (Precision::Exact(low), Precision::Exact(high));
+        }
+    }
+    Ok(merged)
+}
+
+/// The bounds of a column over files that all state theirs, those apart that have no value in it.
+fn exact_bounds(files: &[&Statistics], index: usize) -> Option<(ScalarValue, ScalarValue)> {
+    let mut bounds: Option<(ScalarValue, ScalarValue)> = None;
+    for file in files {
+        let column = file.column_statistics.get(index)?;
+        if let (Precision::Exact(nulls), Precision::Exact(rows)) = (&column.null_count, &file.num_rows)
+            && nulls == rows
+        {
+            continue;
+        }
+        let (Precision::Exact(low), Precision::Exact(high)) = (&column.min_value, &column.max_value) else { return None };
+        bounds = Some(match bounds {
+            None => (low.clone(), high.clone()),
+            Some((least, most)) => {
+                let below = low.partial_cmp(&least)?.is_lt();
+                let above = high.partial_cmp(&most)?.is_gt();
+                (if below { low.clone() } else { least }, if above { high.clone() } else { most })
+            }
+        });
+    }
+    bounds
 }

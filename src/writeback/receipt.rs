@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 /// Key of the counts and sums in the sidecar's own metadata.
 const COUNTS_KEY: &str = "pushpull.counts";
+/// Key of the digest of the base shard's columns.
+const SCHEMA_KEY: &str = "pushpull.base_schema";
 
 /// A finished sidecar.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +32,9 @@ pub struct Receipt {
     pub weight_square_sum: f64,
     /// Smallest and largest weight, if any row has one.
     pub weight_range: Option<(f32, f32)>,
+    /// Digest of the base shard's columns, whose file the catalog keeps; `None` if the writer was told none. A reader then opens the base
+    /// shard to know its columns.
+    pub schema: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -43,7 +48,7 @@ struct Counts {
 
 impl Receipt {
     pub(super) fn empty(identity: SidecarIdentity, path: String) -> Self {
-        Self { identity, path, size: 0, rows: 0, weighed: 0, weight_sum: 0.0, weight_square_sum: 0.0, weight_range: None }
+        Self { identity, path, size: 0, rows: 0, weighed: 0, weight_sum: 0.0, weight_square_sum: 0.0, weight_range: None, schema: None }
     }
 
     /// Counts a row that has a weight.
@@ -56,11 +61,12 @@ impl Receipt {
         self.weight_square_sum += weight * weight;
     }
 
-    pub(super) fn to_key_value(&self) -> Result<KeyValue> {
+    pub(super) fn key_values(&self) -> Result<Vec<KeyValue>> {
         let &Self { rows, weighed, weight_sum, weight_square_sum, weight_range, .. } = self;
         let counts = Counts { rows, weighed, weight_sum, weight_square_sum, weight_range };
         let counts = serde_json::to_string(&counts).map_err(|e| Error::Internal(format!("sidecar counts: {e}")))?;
-        Ok(KeyValue::new(COUNTS_KEY.to_owned(), counts))
+        let schema = self.schema.iter().map(|digest| KeyValue::new(SCHEMA_KEY.to_owned(), digest.clone()));
+        Ok(std::iter::once(KeyValue::new(COUNTS_KEY.to_owned(), counts)).chain(schema).collect())
     }
 }
 
@@ -75,6 +81,7 @@ pub async fn unpublished_receipt(output: &Location, identity: SidecarIdentity, s
     }
     let counts = found.iter().find(|entry| entry.key == COUNTS_KEY)?.value.as_ref()?;
     let Counts { rows, weighed, weight_sum, weight_square_sum, weight_range } = serde_json::from_str(counts).ok()?;
+    let schema = found.iter().find(|entry| entry.key == SCHEMA_KEY).and_then(|entry| entry.value.clone());
     let whole = u64::try_from(footer.file_metadata().num_rows()).ok()? == rows;
-    whole.then_some(Receipt { identity, path, size, rows, weighed, weight_sum, weight_square_sum, weight_range })
+    whole.then_some(Receipt { identity, path, size, rows, weighed, weight_sum, weight_square_sum, weight_range, schema })
 }

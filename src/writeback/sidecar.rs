@@ -17,8 +17,9 @@ use std::iter::repeat_n;
 use std::sync::Arc;
 
 /// Version of the sidecar's columns and keys. It is part of the file's name, so a change never meets an old file. Format 1 had no
-/// `window` and `window_view`; where one is still published, SQL shows them as null.
-pub const SIDECAR_FORMAT: u32 = 2;
+/// `window` and `window_view`; where one is still published, SQL shows them as null. Format 2 did not name
+/// the base's columns (`pushpull.base_schema`).
+pub const SIDECAR_FORMAT: u32 = 3;
 /// Key of the base shard's size in bytes, by which a reader notices that the base was replaced.
 pub const BASE_SIZE_KEY: &str = "pushpull.base_size";
 /// Key of the base shard's version (etag, or size and time).
@@ -159,6 +160,12 @@ impl SidecarWriter {
         Ok(Self { writer, location, ids, columns, groups, left_in_group, pending: Vec::new(), receipt })
     }
 
+    /// Names the file with the base shard's columns, so that they are known without opening the base. Default: none is named.
+    pub fn with_schema(mut self, digest: String) -> Self {
+        self.receipt.schema = Some(digest);
+        self
+    }
+
     /// Takes the weights of the next rows; `None` is a row without text.
     ///
     /// # Errors
@@ -204,7 +211,9 @@ impl SidecarWriter {
     /// As [`complete`](Self::complete), and what the store answers.
     pub async fn finish(mut self) -> Result<Receipt> {
         self.complete()?;
-        self.writer.append_key_value_metadata(self.receipt.to_key_value()?);
+        for entry in self.receipt.key_values()? {
+            self.writer.append_key_value_metadata(entry);
+        }
         if let Err(error) = self.writer.finish().await {
             let error = self.failed(error);
             self.abort().await;

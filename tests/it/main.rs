@@ -21,6 +21,7 @@ mod long_documents;
 mod other_engines;
 mod queries;
 mod rerun;
+mod row_for_row;
 mod s3;
 mod sql_functions;
 mod sql_table;

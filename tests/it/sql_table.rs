@@ -47,7 +47,15 @@ async fn sidecar(output: &Location, shard: &Shard, nth: usize) -> SidecarRef {
     let receipt = writer.finish().await.unwrap();
     let location = output.join(&receipt.path).path().clone();
     let meta = ObjectMeta { location, last_modified: Default::default(), size: receipt.size, e_tag: None, version: None };
-    SidecarRef { meta, base_size: shard.meta.size, base_version: shard.version() }
+    SidecarRef {
+        meta,
+        base_size: shard.meta.size,
+        base_version: shard.version(),
+        model: "m".to_owned(),
+        rows: receipt.rows,
+        unweighed: receipt.rows - receipt.weighed,
+        weight_range: receipt.weight_range,
+    }
 }
 
 async fn weighed(stores: &Stores, output: &Location) -> Vec<(Shard, CorpusShard)> {
@@ -58,7 +66,8 @@ async fn weighed(stores: &Stores, output: &Location) -> Vec<(Shard, CorpusShard)
             ShardFormat::Arrow => sql::ShardFormat::Arrow,
         };
         let sidecar = Some(sidecar(output, &shard, nth).await);
-        let listed = CorpusShard { name: shard.name.clone(), format, meta: shard.meta.clone(), version: shard.version(), sidecar };
+        let (name, meta, version) = (shard.name.clone(), shard.meta.clone(), shard.version());
+        let listed = CorpusShard { name, format, meta, version, schema: None, rows: None, sidecar };
         shards.push((shard, listed));
     }
     shards
@@ -169,7 +178,8 @@ async fn a_shard_written_again_is_an_error_until_it_is_weighed_again() {
         Ok(rows) => rows.collect().await.map(|_| ()).unwrap_err(),
         Err(error) => error,
     };
-    assert_eq!(error.to_string(), "shard part-0001.parquet: changed since it was weighed: run `pushpull run` again");
+    let expected = "shard part-0001.parquet: changed since it was weighed: run `pushpull run` again; base ";
+    assert!(error.to_string().starts_with(expected), "{error}");
     let others = session.query("select id from corpus where shard <> 'part-0001.parquet'").await.unwrap().collect().await.unwrap();
     assert_eq!(others.iter().map(RecordBatch::num_rows).sum::<usize>(), 410 - 90);
 }

@@ -30,7 +30,12 @@ async fn a_shard_that_changed_since_it_was_weighed() {
         lake.shards[1].listed.version = "another".to_owned();
         let error = error_of(&lake, sql).await;
         assert!(matches!(&error, Error::Shard { shard, .. } if shard == "two.parquet"), "{sql}: {error}");
-        assert!(error.to_string().contains("changed since it was weighed: run `pushpull run` again"), "{error}");
+        let (size, was) = (lake.shards[1].listed.meta.size, &lake.shards[1].listed.sidecar.as_ref().unwrap().base_version);
+        let expected = format!(
+            "shard two.parquet: changed since it was weighed: run `pushpull run` again; base sft/two.parquet is now version another \
+             ({size} bytes), sidecar data/two.parquet.weights was made for version {was} ({size} bytes)"
+        );
+        assert_eq!(error.to_string(), expected);
 
         let mut lake = two_shards().await;
         lake.shards[0].listed.sidecar.as_mut().unwrap().base_size += 1;
@@ -81,11 +86,30 @@ async fn a_sidecar_with_other_row_groups() {
     for sql in
         ["select id, weight from corpus", "select weight from corpus", "select count(weight) from corpus", "select * from corpus limit 1"]
     {
-        let error = full_text(&error_of(&with_sidecar(&[300, 299]).await, sql).await);
-        assert!(error.contains("shard one.parquet, row group 1: its sidecar has 299 rows, the shard 300"), "{sql}: {error}");
+        let error = full_text(&error_of(&with_sidecar(&[299, 301]).await, sql).await);
+        let expected =
+            "shard one.parquet, row group 0: sidecar data/other does not fit base sft/one.parquet: it has 299 rows, the base 300";
+        assert!(error.contains(expected), "{sql}: {error}");
         let error = full_text(&error_of(&with_sidecar(&[600]).await, sql).await);
-        assert!(error.contains("shard one.parquet: its sidecar has 1 row groups, the shard 2"), "{sql}: {error}");
+        let expected = "shard one.parquet: sidecar data/other does not fit base sft/one.parquet: it has 1 row groups, the base 2";
+        assert!(error.contains(expected), "{sql}: {error}");
     }
+}
+
+/// Where the base is not opened, the rows must be as many as were published; where it is, its row groups must be the sidecar's.
+#[tokio::test]
+async fn a_sidecar_with_other_rows_than_were_published() {
+    for sql in ["select weight from corpus", "select id, weight from corpus", "select harm_ref from corpus limit 1"] {
+        let mut lake = with_sidecar(&[300, 299]).await;
+        lake.logged = true;
+        let error = full_text(&error_of(&lake, sql).await);
+        let expected = "shard one.parquet: sidecar data/other: it has 599 rows, published for base sft/one.parquet were 600";
+        assert!(error.contains(expected), "{sql}: {error}");
+    }
+    let mut lake = with_sidecar(&[299, 301]).await;
+    lake.logged = true;
+    let error = full_text(&error_of(&lake, "select id, weight from corpus").await);
+    assert!(error.contains("row group 0: sidecar data/other does not fit base sft/one.parquet"), "{error}");
 }
 
 #[tokio::test]
@@ -98,7 +122,8 @@ async fn a_sidecar_that_says_it_was_made_for_another_base() {
         lake.shards[0].listed.sidecar.as_mut().unwrap().meta = put(&*lake.output, "data/other", bytes).await;
         for sql in ["select weight from corpus", "select id, weight from corpus limit 1"] {
             let error = full_text(&error_of(&lake, sql).await);
-            assert!(error.contains(&format!("shard one.parquet: sidecar data/other: its {key} is {value}, published was")), "{error}");
+            let expected = format!("shard one.parquet: sidecar data/other: its {key} is {value}, that of base sft/one.parquet is ");
+            assert!(error.contains(&expected), "{error}");
         }
     }
 }
@@ -106,9 +131,12 @@ async fn a_sidecar_that_says_it_was_made_for_another_base() {
 #[tokio::test]
 async fn an_arrow_shard_whose_sidecar_does_not_fit() {
     for (groups, expected) in [
-        (&[200, 100][..], "shard x.arrow, row group 1: its sidecar has 100 rows, the shard 150"),
-        (&[200, 150, 50], "shard x.arrow: its sidecar has 1 row groups too many"),
-        (&[200], "shard x.arrow, row group 1: its sidecar ends before the shard"),
+        (
+            &[200, 100][..],
+            "shard x.arrow, row group 1: sidecar data/x.arrow.weights does not fit base sft/x.arrow: it has 100 rows, the base 150",
+        ),
+        (&[200, 150, 50], "shard x.arrow: sidecar data/x.arrow.weights does not fit base sft/x.arrow: it has 1 row groups too many"),
+        (&[200], "shard x.arrow, row group 1: sidecar data/x.arrow.weights does not fit base sft/x.arrow: it ends before the base"),
     ] {
         let mut lake = Lake::new();
         let data = rows(0..350, &["id", "text"]);
@@ -150,6 +178,8 @@ async fn shards_that_cannot_be_read() {
         format: ShardFormat::Parquet,
         meta: put(&object_store::memory::InMemory::new(), "sft/missing.parquet", vec![0; 100]).await,
         version: String::new(),
+        schema: None,
+        rows: None,
         sidecar: None,
     };
     let lake = Lake::new();
@@ -188,8 +218,17 @@ async fn files_on_a_disk() {
     let meta = put(&*store, "base dir/a b.parquet", bytes.clone()).await;
     let side = put(&*store, "out/a.parquet", sidecar_bytes(&weights("x", 0..900), &[500, 400])).await;
     let version = "v".to_owned();
-    let sidecar = Some(crate::sql::SidecarRef { base_size: meta.size, base_version: version.clone(), meta: side });
-    let shard = CorpusShard { name: "a b.parquet".to_owned(), format: ShardFormat::Parquet, meta, version, sidecar };
+    let sidecar = Some(crate::sql::SidecarRef {
+        base_size: meta.size,
+        base_version: version.clone(),
+        meta: side,
+        model: "m".to_owned(),
+        rows: 900,
+        unweighed: 69,
+        weight_range: None,
+    });
+    let (name, format) = ("a b.parquet".to_owned(), ShardFormat::Parquet);
+    let shard = CorpusShard { name, format, meta, version, schema: None, rows: None, sidecar };
     let table = crate::sql::CorpusTable::try_new(store.clone(), store.clone(), vec![shard]).await.unwrap();
     let session = crate::sql::SqlSession::new(2);
     session.register_table("corpus", Arc::new(table)).unwrap();

@@ -54,7 +54,14 @@ const QUERIES: [&str; 38] = [
     "select count(window), min(window), max(window), max(window_view) from corpus where shard in ('c/dictionary.parquet', 'e/stream.arrow')",
 ];
 
-async fn same_as_twin(lake: &Lake) {
+async fn same_as_twin(lake: &mut Lake) {
+    for logged in [false, true] {
+        lake.logged = logged;
+        queries_give_the_twins_rows(lake).await;
+    }
+}
+
+async fn queries_give_the_twins_rows(lake: &Lake) {
     let schema = datafusion::catalog::TableProvider::schema(&lake.table().await.unwrap());
     let twin = lake.twin(&schema);
     for partitions in [1, 4, 16] {
@@ -71,14 +78,14 @@ async fn same_as_twin(lake: &Lake) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn parquet_shards_of_every_shape() {
-    same_as_twin(&parquet_lake().await).await;
+    same_as_twin(&mut parquet_lake().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn parquet_and_arrow_shards_together() {
     let mut lake = parquet_lake().await;
     add_arrow(&mut lake).await;
-    same_as_twin(&lake).await;
+    same_as_twin(&mut lake).await;
 }
 
 /// Shards with row groups, pages and indexes drawn at random, some with very small ones.
@@ -105,6 +112,7 @@ async fn shards_cut_at_random() {
                     .set_offset_index_disabled(rng.random())
                     .build()
             };
+            lake.logged = seed % 2 == 1;
             let (base, side) = (properties(), properties());
             let (name, data) = (format!("{shard}.parquet"), rows(ids.clone(), &["tokens", "id", "text", "source", "n"]));
             let weights = weights("x", ids);

@@ -2,25 +2,29 @@
 //! and zipped in memory, over which the same SQL must give the same rows.
 
 mod bytes;
+mod folders;
 mod guards;
 mod merged;
 mod queries;
+mod ranges;
 mod recording;
 mod session;
 mod shards;
 
 use std::sync::Arc;
 
-use arrow::array::{Array, RecordBatch};
-use arrow::compute::cast;
+use arrow::array::{Array, Float32Array, RecordBatch};
+use arrow::compute::{cast, max, min};
 use arrow::datatypes::SchemaRef;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::prelude::SessionConfig;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 
-use super::{CorpusShard, CorpusTable, ShardFormat, SidecarRef, SqlSession, WEIGHT_COLUMNS};
+use super::{CorpusOptions, CorpusShard, CorpusTable, ShardFormat, SidecarRef, SqlSession, WEIGHT_COLUMNS};
 use crate::error::Result;
+use crate::shard::{Layout, Shard};
+use crate::storage::Location;
 use recording::RecordingStore;
 
 /// What the lake knows of a shard: its listing, and its rows for the twin.
@@ -35,11 +39,17 @@ struct Lake {
     corpus: Arc<RecordingStore>,
     output: Arc<RecordingStore>,
     shards: Vec<LakeShard>,
+    /// Whether the table is told the weighed shards' columns, as the log does, or reads them.
+    logged: bool,
+    options: CorpusOptions,
+    /// Whether tables share the footers of `options`, as those of one process do.
+    keep_footers: bool,
 }
 
 impl Lake {
     fn new() -> Self {
-        Self { corpus: Arc::default(), output: Arc::default(), shards: vec![] }
+        let (logged, keep_footers) = (false, false);
+        Self { corpus: Arc::default(), output: Arc::default(), shards: vec![], logged, options: CorpusOptions::default(), keep_footers }
     }
 
     /// Adds a shard; `weights`, if any, are the sidecar's rows and the row counts of its row groups.
@@ -59,7 +69,16 @@ impl Lake {
         let meta = put(&*self.output, &format!("data/{name}.weights"), sidecar).await;
         let shard = self.shards.last_mut().unwrap();
         let (base_size, base_version) = (shard.listed.meta.size, shard.listed.version.clone());
-        shard.listed.sidecar = Some(SidecarRef { meta, base_size, base_version });
+        let column = weights.column_by_name("weight").unwrap().as_any().downcast_ref::<Float32Array>().unwrap();
+        shard.listed.sidecar = Some(SidecarRef {
+            meta,
+            base_size,
+            base_version,
+            model: "m0".to_owned(),
+            rows: weights.num_rows() as u64,
+            unweighed: column.null_count() as u64,
+            weight_range: min(column).zip(max(column)),
+        });
         shard.weights = Some(weights);
     }
 
@@ -67,7 +86,7 @@ impl Lake {
         let meta = put(&*self.corpus, &format!("sft/{name}"), bytes).await;
         let version = meta.e_tag.clone().unwrap();
         let format = if name.ends_with(".parquet") { ShardFormat::Parquet } else { ShardFormat::Arrow };
-        let listed = CorpusShard { name: name.to_owned(), format, meta, version, sidecar: None };
+        let listed = CorpusShard { name: name.to_owned(), format, meta, version, schema: None, rows: None, sidecar: None };
         self.shards.push(LakeShard { listed, base, weights: None });
     }
 
@@ -76,11 +95,24 @@ impl Lake {
     }
 
     async fn table(&self) -> Result<CorpusTable> {
-        let listed = self.shards.iter().map(|s| s.listed.clone()).collect();
-        CorpusTable::try_new(self.corpus.clone(), self.output.clone(), listed).await
+        let mut listed: Vec<_> = self.shards.iter().map(|s| s.listed.clone()).collect();
+        for shard in listed.iter_mut().filter(|_| self.logged) {
+            let layout = self.layout_of(shard).await;
+            shard.schema = Some(layout.schema().clone());
+            shard.rows = shard.sidecar.is_none().then(|| layout.rows());
+        }
+        let footers = if self.keep_footers { Arc::clone(&self.options.footers) } else { Arc::default() };
+        let options = CorpusOptions { footers, ..self.options.clone() };
+        CorpusTable::try_with(self.corpus.clone(), self.output.clone(), listed, options).await
     }
 
-    /// A session over the table, with scans cut as small as DataFusion can.
+    async fn layout_of(&self, shard: &CorpusShard) -> Layout {
+        let location = Location::new(self.corpus.clone(), shard.meta.location.clone(), shard.name.clone());
+        let shard = Shard { name: shard.name.clone(), location, meta: shard.meta.clone(), format: shard.format };
+        Layout::load(&shard, false).await.unwrap()
+    }
+
+    /// A session over the table as a new process sees it, with scans cut as small as DataFusion can.
     async fn session(&self, partitions: usize) -> Result<SqlSession> {
         let config = SessionConfig::new()
             .with_target_partitions(partitions)
@@ -125,9 +157,8 @@ fn zipped(shard: &LakeShard, schema: &SchemaRef) -> Vec<RecordBatch> {
             let ours = field.name().strip_prefix("pushpull_").unwrap_or(field.name());
             let found = if let Some(column) = base.column_by_name(field.name()) {
                 Some(column.clone())
-            } else if ours == "shard" {
-                let names = vec![shard.listed.name.as_str(); rows];
-                Some(Arc::new(arrow::array::StringArray::from(names)) as Arc<dyn Array>)
+            } else if let Some(constant) = constant(shard, ours) {
+                Some(Arc::new(arrow::array::StringArray::from(vec![constant; rows])) as Arc<dyn Array>)
             } else if ours == field.name() && schema.index_of(&format!("pushpull_{ours}")).is_ok() {
                 None // a base column this shard lacks
             } else if WEIGHT_COLUMNS.iter().any(|(name, _)| *name == ours) {
@@ -143,6 +174,21 @@ fn zipped(shard: &LakeShard, schema: &SchemaRef) -> Vec<RecordBatch> {
         out.push(RecordBatch::try_new(schema.clone(), columns.collect()).unwrap());
     }
     out
+}
+
+/// The weight columns that are the same in every row of a shard.
+fn constant<'a>(shard: &'a LakeShard, column: &str) -> Option<Option<&'a str>> {
+    let sidecar = shard.listed.sidecar.as_ref();
+    match column {
+        "shard" => Some(Some(shard.listed.name.as_str())),
+        "shard_version" => Some(sidecar.map(|s| s.base_version.as_str())),
+        "model" => Some(sidecar.map(|s| s.model.as_str())),
+        key => {
+            let values = shard.listed.name.split('/').filter_map(|folder| folder.split_once('=')).filter(|(found, _)| *found == key);
+            let lake_has_it = ["region", "year"].contains(&key);
+            lake_has_it.then(|| values.last().map(|(_, value)| value).filter(|value| *value != "__HIVE_DEFAULT_PARTITION__"))
+        }
+    }
 }
 
 /// Every row as one line, sorted.
