@@ -6,6 +6,7 @@
 //! Guarantees: the log is the only commit point, so a sidecar that is not in it does not exist; a commit is whole or absent; two
 //! runs at once both succeed or one says so. Memory: the list of published shards.
 
+mod history;
 mod hygiene;
 mod model_file;
 mod run_file;

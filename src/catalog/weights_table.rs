@@ -242,6 +242,14 @@ impl WeightsTable {
         CommitBuilder::from(properties).with_actions(actions).build(Some(snapshot), Arc::clone(&self.log), operation).await.map(drop)
     }
 
+    /// The same table as it was at a version that it has had.
+    pub(super) async fn at_version(mut self, version: u64) -> Result<Self> {
+        let mut table = DeltaTable::new(Arc::clone(&self.log));
+        table.load_version(version).await.map_err(|e| self.failed(&format!("has no version {version} in its log any more"), e))?;
+        self.table = Some(table);
+        Ok(self)
+    }
+
     async fn reload(&mut self) -> Result<()> {
         let mut table = DeltaTable::new(Arc::clone(&self.log));
         table.load().await.map_err(|e| self.failed("cannot be read", e))?;
@@ -344,13 +352,13 @@ struct NullCounts {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::writeback::{SidecarIdentity, sidecar_path};
     use object_store::memory::InMemory;
     use object_store::path::Path;
 
-    fn receipt(shard: &str, version: &str, model: &str) -> Receipt {
+    pub(in crate::catalog) fn receipt(shard: &str, version: &str, model: &str) -> Receipt {
         let identity = SidecarIdentity { shard: shard.into(), shard_version: version.into(), shard_size: 10, model: model.into() };
         let path = sidecar_path(&identity);
         let (weight_range, schema) = (Some((0.25, 2.5)), Some("s1".to_owned()));

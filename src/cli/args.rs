@@ -43,7 +43,7 @@ pub(super) enum Command {
         #[arg(long)]
         full: bool,
     },
-    /// Query corpus and weights: tables `corpus`, `references`, `shards`, `runs`, `models`, `hygiene`.
+    /// Query corpus and weights: tables `corpus`, `weights`, `references`, `shards`, `runs`, `models`, `hygiene`.
     Sql {
         #[command(flatten)]
         of: JobArguments,
@@ -56,6 +56,10 @@ pub(super) enum Command {
         /// How rows are printed; json is one object a line.
         #[arg(long, value_enum, default_value_t = Format::Table)]
         format: Format,
+        /// Let the query write files: COPY (SELECT …) TO 's3://…' or a local path, as parquet, csv or json. Never into the corpus or the
+        /// weights table.
+        #[arg(long)]
+        allow_write: bool,
     },
     /// Compare the weights with simpler scores on rows with labels; write nothing.
     Eval {

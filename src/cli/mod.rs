@@ -66,7 +66,7 @@ async fn dispatch(arguments: Arguments, threads: usize) -> Result<u8> {
             print(&if json { to_json(&serde_json::json!({ "rows": rows }))? } else { explained::explained(&rows, full) })?;
             Ok(0)
         }
-        Command::Sql { of, query, file, format } => {
+        Command::Sql { of, query, file, format, allow_write } => {
             let query = match (query, file) {
                 (Some(query), None) => query,
                 (None, Some(file)) => std::fs::read_to_string(&file).map_err(|e| Error::Storage {
@@ -76,7 +76,11 @@ async fn dispatch(arguments: Arguments, threads: usize) -> Result<u8> {
                 })?,
                 _ => return Err(Error::InvalidOption { name: "sql".into(), reason: "give a query, or -f and a file with one".into() }),
             };
-            let session = sql_session(&open(&of).await?, threads).await?;
+            let job = open(&of).await?;
+            let mut session = sql_session(&job, threads).await?;
+            if allow_write {
+                session = session.allow_writing(job::write_targets(&job)?);
+            }
             let rows = session.query(&query).await?;
             let format = match (format, json) {
                 (Format::Csv, _) => OutputFormat::Csv,

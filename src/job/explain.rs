@@ -109,7 +109,7 @@ fn find<'a>(listing: &'a Listing, published: &BTreeMap<String, Published>, wante
 }
 
 /// A weight can only be taken apart by the embedder and the columns that it was made with.
-fn check_model(model: &StoredModel, encoder: &RowEncoder) -> Result<()> {
+pub(super) fn check_model(model: &StoredModel, encoder: &RowEncoder) -> Result<()> {
     let (card, columns) = (&model.card, encoder.columns());
     let reason = if card.columns != columns.views() || card.text_fallback.as_deref() != columns.fallback() {
         let fallback = card.text_fallback.as_ref().map(|column| format!(" with fallback {column}")).unwrap_or_default();

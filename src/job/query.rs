@@ -1,16 +1,16 @@
-//! A job as SQL tables: `corpus` (rows and weights), `references`, `shards`, `runs`, `models` and `hygiene`.
+//! A job as SQL tables: `corpus` (rows and weights), `weights`, `references`, `shards`, `runs`, `models` and `hygiene`.
 
 use super::context::Job;
 use super::fit::FOOTERS_AT_ONCE;
 use super::plan::Plan;
-use super::tables::register_tables;
 use crate::catalog::{Published, StoredSchema, WeightsTable};
 use crate::error::{Error, Result};
 use crate::shard::{Layout, Listing, Shard};
-use crate::sql::{CorpusOptions, CorpusShard, CorpusTable, SidecarRef, SqlSession};
+use crate::sql::{CorpusOptions, CorpusShard, CorpusTable, SidecarRef, SqlSession, register};
+use arrow::datatypes::SchemaRef;
 use futures::{StreamExt, stream};
 use object_store::ObjectMeta;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// What the SQL tables of a job are made of, read once: the corpus's listing and the log.
@@ -54,37 +54,39 @@ impl TableSnapshot {
 pub async fn corpus_table(job: &Job, snapshot: &TableSnapshot) -> Result<CorpusTable> {
     let TableSnapshot { listing, published, .. } = snapshot;
     let schemas = StoredSchema::read_all(&job.output, published.values().filter_map(|p| p.schema.clone()).collect()).await?;
-    let schemas = &schemas;
-    let known = stream::iter(&listing.shards).map(|shard| async move {
-        let sidecar = published.get(&shard.name);
-        let (schema, rows) = match sidecar {
-            Some(sidecar) if sidecar.shard_version == shard.version() => {
-                (sidecar.schema.as_ref().and_then(|digest| schemas.get(digest)).cloned(), None)
-            }
-            // It may be broken, and must not take the rest down with it.
-            _ => match Layout::load(shard, false).await {
-                Ok(layout) => (Some(Arc::clone(layout.schema())), Some(layout.rows())),
-                Err(error) => {
-                    tracing::warn!(shard = %shard.name, error = %super::report::with_causes(&error), "not in `corpus`: it cannot be read");
-                    return None;
-                }
-            },
-        };
-        Some(CorpusShard {
-            name: shard.name.clone(),
-            format: shard.format,
-            meta: shard.meta.clone(),
-            version: shard.version(),
-            schema,
-            rows,
-            sidecar: sidecar.map(|sidecar| sidecar_ref(job, shard, sidecar)),
-        })
-    });
-    let shards = known.buffered(FOOTERS_AT_ONCE).filter_map(|shard| async move { shard }).collect().await;
+    // Futures by name and not by a closure over borrowed shards, whose lifetimes a `Send` future of the caller could not tell.
+    let known: Vec<_> = listing.shards.iter().map(|shard| known_shard(job, shard, published.get(&shard.name), &schemas)).collect();
+    let shards = stream::iter(known).buffered(FOOTERS_AT_ONCE).collect::<Vec<_>>().await.into_iter().flatten().collect();
     let corpus_store = listing.shards.first().map_or_else(|| job.output.store(), |shard| shard.location.store());
     let options =
         CorpusOptions { footers: Arc::clone(&job.footers), folders: job.file.corpus.partitions, missing: job.file.corpus.missing_columns };
     CorpusTable::try_with(Arc::clone(corpus_store), Arc::clone(job.output.store()), shards, options).await
+}
+
+/// A shard with what the log says of it, or its own footer where it is new or changed; `None` if that cannot be read.
+async fn known_shard(job: &Job, shard: &Shard, sidecar: Option<&Published>, schemas: &HashMap<String, SchemaRef>) -> Option<CorpusShard> {
+    let (schema, rows) = match sidecar {
+        Some(sidecar) if sidecar.shard_version == shard.version() => {
+            (sidecar.schema.as_ref().and_then(|digest| schemas.get(digest)).cloned(), None)
+        }
+        // It may be broken, and must not take the rest down with it.
+        _ => match Layout::load(shard, false).await {
+            Ok(layout) => (Some(Arc::clone(layout.schema())), Some(layout.rows())),
+            Err(error) => {
+                tracing::warn!(shard = %shard.name, error = %super::report::with_causes(&error), "not in `corpus`: it cannot be read");
+                return None;
+            }
+        },
+    };
+    Some(CorpusShard {
+        name: shard.name.clone(),
+        format: shard.format,
+        meta: shard.meta.clone(),
+        version: shard.version(),
+        schema,
+        rows,
+        sidecar: sidecar.map(|sidecar| sidecar_ref(job, shard, sidecar)),
+    })
 }
 
 /// Opens a session over the job's tables as they are now, with `threads` partitions a scan.
@@ -92,11 +94,8 @@ pub async fn corpus_table(job: &Job, snapshot: &TableSnapshot) -> Result<CorpusT
 /// # Errors
 /// As [`TableSnapshot::open`] and [`corpus_table`], and what the references answer.
 pub async fn sql_session(job: &Job, threads: usize) -> Result<SqlSession> {
-    let snapshot = TableSnapshot::open(job).await?;
-    let corpus = corpus_table(job, &snapshot).await?;
     let session = SqlSession::with_memory(threads, usize::try_from(job.options.memory).unwrap_or(usize::MAX))?;
-    session.register_table("corpus", Arc::new(corpus))?;
-    register_tables(&session, job, &snapshot.plan, &snapshot.published)?;
+    register(session.context(), job).await?;
     Ok(session)
 }
 

@@ -4,42 +4,40 @@
 use super::context::Job;
 use super::encoder::RowColumns;
 use super::plan::{Plan, ShardState};
+use super::query::TableSnapshot;
 use super::references::{ReferenceRows, Side};
 use crate::catalog::{Finding, FindingItem, Published, StoredModel, list_runs};
 use crate::error::{Error, Result};
-use crate::sql::{LazyTable, SqlSession};
+use crate::sql::LazyTable;
 use crate::storage::Location;
 use arrow::array::{ArrayRef, BooleanArray, Float32Array, Float64Array, Int64Array, RecordBatch, StringArray};
+use datafusion::catalog::TableProvider;
+use datafusion::datasource::MemTable;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Registers every table but `corpus`.
+/// Every table but `corpus` and `weights`, by name.
 ///
 /// # Errors
 /// A reference URL that cannot be opened.
-pub(super) fn register_tables(session: &SqlSession, job: &Job, plan: &Plan, published: &BTreeMap<String, Published>) -> Result<()> {
-    let shard_states = shard_states(plan, published)?;
-    session.register_batches("shards", shard_states.schema(), vec![shard_states])?;
-    register_references(session, job)?;
-    let output = job.output.clone();
-    register(session, "hygiene", hygiene(&[])?, move || {
-        let output = output.clone();
-        async move { hygiene(&stored_models(&output).await?) }.boxed()
-    })?;
-    let output = job.output.clone();
-    register(session, "models", models(&[])?, move || {
-        let output = output.clone();
-        async move { models(&stored_models(&output).await?) }.boxed()
-    })?;
-    let output = job.output.clone();
-    register(session, "runs", runs(&[])?, move || {
-        let output = output.clone();
-        async move { runs(&list_runs(&output).await?) }.boxed()
-    })?;
-    Ok(())
+pub(super) fn small_tables(job: &Job, snapshot: &TableSnapshot) -> Result<Vec<(String, Arc<dyn TableProvider>)>> {
+    let states = shard_states(&snapshot.plan, &snapshot.published)?;
+    let states = MemTable::try_new(states.schema(), vec![vec![states]]).map_err(|e| Error::Internal(format!("table: {e}")))?;
+    let of_output = |empty: RecordBatch, load: fn(Location) -> BoxFuture<'static, Result<RecordBatch>>| {
+        let output = job.output.clone();
+        lazy(&empty, move || load(output.clone()))
+    };
+    let tables = [
+        ("shards", Arc::new(states) as Arc<dyn TableProvider>),
+        ("references", references_table(job)?),
+        ("hygiene", of_output(hygiene(&[])?, |output| async move { hygiene(&stored_models(&output).await?) }.boxed())),
+        ("models", of_output(models(&[])?, |output| async move { models(&stored_models(&output).await?) }.boxed())),
+        ("runs", of_output(runs(&[])?, |output| async move { runs(&list_runs(&output).await?) }.boxed())),
+    ];
+    Ok(tables.into_iter().map(|(name, table)| (name.to_owned(), table)).collect())
 }
 
 /// Every stored model that can be read.
@@ -56,27 +54,22 @@ async fn stored_models(output: &Location) -> Result<Vec<StoredModel>> {
     Ok(stored)
 }
 
-/// Registers a table that is read when it is asked for; `empty` has its columns.
-fn register(
-    session: &SqlSession,
-    name: &str,
-    empty: RecordBatch,
-    load: impl Fn() -> BoxFuture<'static, Result<RecordBatch>> + Send + Sync + 'static,
-) -> Result<()> {
-    session.register_table(name, Arc::new(LazyTable::new(empty.schema(), load)))
+/// A table that is read when it is asked for; `empty` has its columns.
+fn lazy(empty: &RecordBatch, load: impl Fn() -> BoxFuture<'static, Result<RecordBatch>> + Send + Sync + 'static) -> Arc<dyn TableProvider> {
+    Arc::new(LazyTable::new(empty.schema(), load))
 }
 
-fn register_references(session: &SqlSession, job: &Job) -> Result<()> {
+fn references_table(job: &Job) -> Result<Arc<dyn TableProvider>> {
     let columns = RowColumns::of(&job.file);
     let (safe, harm) = (job.stores.open(&job.file.references.safe)?, job.stores.open(&job.file.references.harm)?);
-    register(session, "references", references(&[])?, move || {
+    Ok(lazy(&references(&[])?, move || {
         let (columns, safe, harm) = (columns.clone(), safe.clone(), harm.clone());
         async move {
             let safe = ReferenceRows::read(Side::Safe, &safe, &columns).await?;
             references(&[safe, ReferenceRows::read(Side::Harm, &harm, &columns).await?])
         }
         .boxed()
-    })
+    }))
 }
 
 fn texts<S: AsRef<str>>(values: impl IntoIterator<Item = Option<S>>) -> ArrayRef {

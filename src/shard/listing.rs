@@ -125,7 +125,8 @@ fn weights_table(name: &str) -> Option<&str> {
     (folder.ends_with('/') && !file.contains('/') && file.ends_with(".safetensors")).then_some(folder)
 }
 
-fn split_glob(url: &str) -> Result<(String, Option<GlobMatcher>)> {
+/// The part of a corpus URL before its first glob character, up to a `/`, and the glob behind it.
+pub(crate) fn split_glob(url: &str) -> Result<(String, Option<GlobMatcher>)> {
     if !is_glob(url) {
         return Ok((url.to_owned(), None));
     }

@@ -1,8 +1,13 @@
 //! Corpus and weights as one DataFusion table.
 //!
 //! **In**: the corpus's current listing and, for each weighed shard, its sidecar (plain values, see [`CorpusShard`]); any small
-//! tables the caller adds. **Out**: the rows of one SQL query, as a stream ([`SqlSession::query`]) or as text
-//! ([`write_rows`]).
+//! tables the caller adds. **Out**: the rows of one SQL query, as a stream ([`SqlSession::query`]), as text ([`write_rows`]) or, where
+//! the session may write, as files ([`WriteTargets`]).
+//!
+//! [`register`] makes the tables and functions of a job known to any DataFusion session. Functions: `push_pull_weight(text…)` and
+//! `push_pull_explain(text…)` weigh any text with the job's current model ([`LazyWeigher`]); `weight_cutoff(keep)` is the weight from which on
+//! a share of the rows is kept, exactly; `sample_key` and `resample_count` draw rows by weight, repeatably; `weights_at(version)` is the table
+//! `weights` ([`SidecarTable`]) as it was.
 //!
 //! The table `corpus` has every base column (the union over all shards) and then the weight columns ([`WEIGHT_COLUMNS`]). A
 //! Parquet shard and its sidecar are read as *one* file: the reader hands DataFusion merged Parquet metadata, in which the
@@ -26,7 +31,8 @@
 //! * A base column that a shard lacks is NULL in its rows and warned of, or refused ([`MissingColumns`]). Columns are found by name, so
 //!   their order does not matter; types that differ are widened (see [`CorpusTable::try_with`]).
 //! * Folders named `key=value` are columns between those of the base and the weights ([`FolderColumns`]).
-//! * In a session that is not a [`SqlSession`], switch `datafusion.optimizer.enable_aggregate_dynamic_filter_pushdown` off: with it
+//! * In a session that has the table from neither [`SqlSession`] nor [`register`], switch
+//!   `datafusion.optimizer.enable_aggregate_dynamic_filter_pushdown` off: with it
 //!   DataFusion 55 may lose the `min` or `max` of a column that some shards lack (datafusion issue 25147).
 //! * A base column keeps its name: what the table adds, a folder key or a weight column, is served as `pushpull_<name>` where the base has
 //!   its name, and so is a weight column that has the name of a folder key.
@@ -39,6 +45,7 @@ mod arrow_shard;
 mod columns;
 mod corpus;
 mod footers;
+mod functions;
 mod ipc;
 mod known_rows;
 mod lazy;
@@ -50,19 +57,27 @@ mod partitions;
 mod predicate;
 mod prefetch;
 mod reader;
+mod register;
+mod selection;
 mod session;
+mod sidecars;
 mod statistics;
 #[cfg(test)]
 mod tests;
+mod write;
 
 pub use crate::shard::ShardFormat;
 pub use columns::WEIGHT_COLUMNS;
 pub use corpus::CorpusTable;
 pub use footers::{DEFAULT_FOOTER_MEMORY, FooterCache};
+pub use functions::weigh::{LazyWeigher, LoadWeigher, RowWeigher, TextArguments};
 pub use lazy::LazyTable;
 pub use output::{OutputFormat, TABLE_TEXT, write_batches, write_rows};
 pub use predicate::Predicate;
+pub use register::{SqlSource, SqlTables, register};
 pub use session::{QueryRows, SqlSession};
+pub use sidecars::SidecarTable;
+pub use write::WriteTargets;
 
 use arrow::datatypes::SchemaRef;
 use object_store::ObjectMeta;

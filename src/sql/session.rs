@@ -1,6 +1,8 @@
-//! A DataFusion session for queries that read: in go tables and SQL, out come streams of record batches.
+//! A DataFusion session for queries: in go tables and SQL, out come streams of record batches.
 //!
-//! Statements that write or change the session (`COPY`, `INSERT`, `CREATE`, `SET`) are refused: the weights table has one writer.
+//! A session reads its tables and nothing else: no file or URL can be named in a query. `COPY (…) TO` writes files where that was allowed
+//! ([`SqlSession::allow_writing`]). Statements that change tables or the session (`INSERT`, `CREATE`, `SET`) are always refused: the weights
+//! table has one writer.
 
 use std::sync::Arc;
 
@@ -8,20 +10,23 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use datafusion::catalog::TableProvider;
-use datafusion::common::{DataFusionError, TableReference};
+use datafusion::common::DataFusionError;
 use datafusion::datasource::MemTable;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
-use datafusion::prelude::{SQLOptions, SessionConfig, SessionContext};
+use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use futures::TryStreamExt;
 use parquet::errors::ParquetError;
 
+use super::register::{register_plain_functions, register_table};
+use super::write::{WriteTargets, check};
 use crate::error::{BoxError, Error, Result};
 
 /// Tables by name, and queries over them.
 pub struct SqlSession {
     context: SessionContext,
+    targets: Option<WriteTargets>,
 }
 
 impl std::fmt::Debug for SqlSession {
@@ -57,7 +62,16 @@ impl SqlSession {
         config.options_mut().optimizer.enable_aggregate_dynamic_filter_pushdown = false;
         // "The highest weights" are not the rows without one.
         config.options_mut().sql_parser.default_null_ordering = "nulls_last".to_owned();
-        Self { context: SessionContext::new_with_config_rt(config.with_information_schema(true), runtime) }
+        let context = SessionContext::new_with_config_rt(config.with_information_schema(true), runtime);
+        register_plain_functions(&context);
+        Self { context, targets: None }
+    }
+
+    /// Lets queries write files: `COPY (query) TO 's3://…'`, where `targets` has no objection.
+    #[must_use]
+    pub fn allow_writing(mut self, targets: WriteTargets) -> Self {
+        self.targets = Some(targets);
+        self
     }
 
     /// DataFusion's context, for functions and settings of your own.
@@ -71,10 +85,7 @@ impl SqlSession {
     /// # Errors
     /// If DataFusion refuses the name.
     pub fn register_table(&self, name: &str, table: Arc<dyn TableProvider>) -> Result<()> {
-        let reference = TableReference::bare(name);
-        self.context.deregister_table(reference.clone()).map_err(query_error)?;
-        self.context.register_table(reference, table).map_err(query_error)?;
-        Ok(())
+        register_table(&self.context, name, table)
     }
 
     /// Makes record batches in memory known as the table `name`; no batches is an empty table.
@@ -89,12 +100,12 @@ impl SqlSession {
     /// Plans one statement and starts to run it. Rows come as they are found; without `ORDER BY` their order is not defined.
     ///
     /// # Errors
-    /// [`Error::Query`] for SQL that cannot be planned or that does not only read; an error that names the shard for a shard that
-    /// changed since it was weighed.
+    /// [`Error::Query`] for SQL that cannot be planned, that changes something, or that writes where that is not allowed; an error that names
+    /// the shard for a shard that changed since it was weighed.
     pub async fn query(&self, sql: &str) -> Result<QueryRows> {
-        let only_read = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-        let frame = self.context.sql_with_options(sql, only_read).await.map_err(query_error)?;
-        let rows = frame.execute_stream().await.map_err(query_error)?;
+        let plan = self.context.state().create_logical_plan(sql).await.map_err(query_error)?;
+        let plan = check(plan, &self.context, self.targets.as_ref())?;
+        let rows = DataFrame::new(self.context.state(), plan).execute_stream().await.map_err(query_error)?;
         Ok(QueryRows { rows })
     }
 }

@@ -22,10 +22,10 @@ use url::Url;
 const DEFAULT_RETRIES: usize = 8;
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The object stores of one process.
-#[derive(Debug)]
+/// The object stores of one process. A clone has the same clients and counts the same bytes.
+#[derive(Debug, Clone)]
 pub struct Stores {
-    clients: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
+    clients: Arc<Mutex<HashMap<String, Arc<dyn ObjectStore>>>>,
     traffic: Arc<Traffic>,
     base: PathBuf,
 }
@@ -33,7 +33,7 @@ pub struct Stores {
 impl Stores {
     /// Stores whose relative paths are taken from the directory `base` (the job file's own).
     pub fn new(base: impl Into<PathBuf>) -> Self {
-        Self { clients: Mutex::default(), traffic: Arc::default(), base: base.into() }
+        Self { clients: Arc::default(), traffic: Arc::default(), base: base.into() }
     }
 
     /// Bytes read so far, over all stores.

@@ -54,23 +54,28 @@ fn write(path: &Path, kind: &str, rows: std::ops::Range<usize>, prefix: &str) {
     writer.close().unwrap();
 }
 
-#[test]
-fn a_column_of_vectors_of_every_type_gives_the_same_weights() {
-    let lake = Lake::new();
+/// Makes the lake one of 300 vectors of type `kind` in two shards, with references and a job file.
+pub fn write_vectors(lake: &Lake, kind: &str) {
     // Safe along axis 0, harmful along axis 1; both from other rows than the corpus.
     let axis = |axis: usize| (3000..3040).filter(move |i| i % 3 == axis && i % 50 != 49).take(10);
     for (side, which) in [("safe", 0), ("harm", 1)] {
         let lines: String = axis(which).map(|i| format!("{}\n", json!({ "id": format!("{side}-{i}"), "vector": vector(i) }))).collect();
         std::fs::write(lake.path(&format!("{side}.jsonl")), lines).unwrap();
     }
+    write(&lake.path(&format!("{kind}/a.parquet")), kind, 0..200, "a");
+    write(&lake.path(&format!("{kind}/b.parquet")), kind, 200..300, "b");
+    let job = format!(
+        "[corpus]\nurl = \"{kind}/\"\nembedding = \"vector\"\n[references]\nsafe = \"safe.jsonl\"\nharm = \"harm.jsonl\"\n[output]\nurl = \"out-{kind}/\"\n"
+    );
+    std::fs::write(lake.path("job.toml"), job).unwrap();
+}
+
+#[test]
+fn a_column_of_vectors_of_every_type_gives_the_same_weights() {
+    let lake = Lake::new();
     let mut answers = Vec::new();
     for kind in ["f32", "f64", "f16"] {
-        write(&lake.path(&format!("{kind}/a.parquet")), kind, 0..200, "a");
-        write(&lake.path(&format!("{kind}/b.parquet")), kind, 200..300, "b");
-        let job = format!(
-            "[corpus]\nurl = \"{kind}/\"\nembedding = \"vector\"\n[references]\nsafe = \"safe.jsonl\"\nharm = \"harm.jsonl\"\n[output]\nurl = \"out-{kind}/\"\n"
-        );
-        std::fs::write(lake.path("job.toml"), job).unwrap();
+        write_vectors(&lake, kind);
         let report = lake.json(&["run", "job.toml"], 0);
         assert_eq!((&report["rows"], &report["rows_without_text"]), (&json!(300), &json!(6)), "{kind}");
         answers.push(lake.sql("select id, weight from corpus order by shard, row"));

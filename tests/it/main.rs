@@ -24,6 +24,7 @@ mod queries;
 mod rerun;
 mod row_for_row;
 mod s3;
+mod sql_functions;
 mod sql_table;
 mod support;
 mod transport_golden;
