@@ -11,6 +11,6 @@ mod run_file;
 mod weights_table;
 
 pub use hygiene::{Finding, FindingItem, FindingKind, Hygiene, Level, Side};
-pub use model_file::{MODEL_FORMAT, ModelCard, StoredModel};
+pub use model_file::{KeptPotentials, MODEL_FORMAT, ModelCard, StoredModel};
 pub use run_file::{list_runs, write_run};
 pub use weights_table::{Publication, Published, WeightsTable};

@@ -6,6 +6,8 @@
 //! Memory: [`RunOptions::memory`] for chunks, plus the fit's sample (`sample_rows` × dimensions × 4 bytes; with `pool = "worst"` times
 //! the windows of a row, which may take as much as the chunks and are refused beyond it).
 
+mod apply;
+mod choose;
 mod contents;
 mod context;
 mod encoder;
@@ -14,6 +16,7 @@ mod explain;
 mod file;
 mod fit;
 mod hygiene;
+mod keep;
 mod labelled;
 mod plan;
 mod query;
@@ -21,7 +24,9 @@ mod references;
 mod report;
 mod run;
 mod sample;
+mod select;
 mod tables;
+mod uploads;
 mod weigh;
 mod windows;
 
@@ -34,11 +39,12 @@ pub use explain::{
 };
 pub use file::{BUILTIN, CorpusSection, DEFAULT_SAMPLE_ROWS, EmbedSection, JobFile, OutputSection, ReferencesSection, TransportSection};
 pub use fit::{Fitted, fit_model, load_references, problem_digest};
-pub use plan::{Plan, PlannedShard, ShardState, plan};
+pub use plan::{Plan, PlannedShard, ShardState, plan, plan_with};
 pub use query::sql_session;
 pub use references::{ReferenceRows, Side, check_disjoint};
-pub use report::{Quarantined, RunReport, Seconds, ShardCounts, WeighedRow, with_causes};
-pub use run::{fit, run, weigh};
+pub use report::{ModelShare, Quarantined, RunReport, Seconds, ShardCounts, WeighedRow, with_causes};
+pub use run::{WeighOptions, fit, run, run_with, weigh, weigh_with};
 pub use sample::{SampledShard, draw};
+pub use select::Selection;
 pub use weigh::{Extremes, Weighed, Weighing, weigh_shards};
 pub use windows::weigh_batch;

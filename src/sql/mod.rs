@@ -37,6 +37,7 @@ mod object;
 mod output;
 mod predicate;
 mod reader;
+mod rows_met;
 mod session;
 mod statistics;
 #[cfg(test)]
@@ -48,6 +49,7 @@ pub use corpus::CorpusTable;
 pub use lazy::LazyTable;
 pub use output::{OutputFormat, TABLE_TEXT, write_batches, write_rows};
 pub use predicate::Predicate;
+pub use rows_met::{RowsMet, count_rows_met};
 pub use session::{QueryRows, SqlSession};
 
 use object_store::ObjectMeta;
