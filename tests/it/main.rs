@@ -21,6 +21,7 @@ mod long_documents;
 mod other_engines;
 mod queries;
 mod rerun;
+mod reweigh;
 mod s3;
 mod sql_table;
 mod support;
