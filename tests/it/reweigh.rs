@@ -188,7 +188,8 @@ fn a_model_that_reads_otherwise_is_refused_with_what_differs() {
 
 /// The weights that the sidecars' own numbers give by the closed form, with mean 1.
 fn by_formula(rows: &[Value], push: f64, tau: f64) -> Vec<Option<f64>> {
-    let number = |row: &Value, name: &str| row[name].as_f64();
+    // As the sidecar holds it; its decimal digits are those of a f32.
+    let number = |row: &Value, name: &str| row[name].as_f64().map(|number| f64::from(number as f32));
     let exponents: Vec<Option<f64>> =
         rows.iter().map(|row| Some(-(number(row, "pull")? - push * number(row, "push")? + number(row, "prior")?) / tau)).collect();
     let largest = exponents.iter().flatten().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -320,7 +321,7 @@ fn what_has_no_numbers_by_these_potentials_is_weighed() {
     assert!(report["corpus_bytes_read"].as_u64().unwrap() > 0);
     // A shard that is weighed gets what its twin got from the sidecar, up to the rounding of the numbers.
     let apart = "select count(*) as n from corpus a join corpus b on a.row = b.row where a.shard = 'part-0000.parquet' \
-        and b.shard = 'part-0009.parquet' and (a.pull is distinct from b.pull or abs(a.weight / b.weight - 1) > 1e-5)";
+        and b.shard = 'part-0009.parquet' and ((a.pull is distinct from b.pull) or abs(a.weight / b.weight - 1) > 1e-5)";
     assert_eq!(lake.sql(apart), [json!({ "n": 0 })]);
 }
 
