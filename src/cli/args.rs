@@ -161,8 +161,9 @@ pub(super) struct WeighArguments {
 #[derive(Debug, Args)]
 pub(super) struct KeepArguments {
     /// Where only push or temperature changed: keep the current model's potentials and compute the weights from the numbers in the sidecars,
-    /// without reading or embedding the corpus. Quick, and close to what a fit gives, but not the same: potentials depend on push and
-    /// temperature. Later runs use the derived model for this job; `fit` makes a fitted one. New and changed shards are read and weighed.
+    /// without reading or embedding the corpus; the temperature is found over all rows of the table. It stands in for a fit, whose
+    /// potentials would follow push and temperature: it is good for a changed temperature and rougher the more push changes. Later runs of
+    /// this job use the derived model and do not fit; `fit` does. New and changed shards are read and weighed.
     #[arg(long)]
     keep_potentials: bool,
 }

