@@ -14,7 +14,7 @@ mod schema_file;
 mod weights_table;
 
 pub use hygiene::{Finding, FindingItem, FindingKind, Hygiene, Level, Side};
-pub use model_file::{MODEL_FORMAT, ModelCard, StoredModel};
+pub use model_file::{KeptPotentials, MODEL_FORMAT, ModelCard, StoredModel};
 pub use run_file::{list_runs, write_run};
 pub use schema_file::{SchemaWriter, StoredSchema};
 pub use weights_table::{Publication, Published, WeightsTable};

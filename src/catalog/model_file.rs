@@ -64,8 +64,31 @@ pub struct ModelCard {
     pub report: FitReport,
     /// What was found about the references.
     pub hygiene: Hygiene,
-    /// The model whose potentials this fit started from.
+    /// The model whose potentials this fit started from, or whose potentials this model kept.
     pub parent: Option<String>,
+    /// Where the potentials are an earlier model's: what that was. `None` for a model that was fitted as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<KeptPotentials>,
+}
+
+/// Whose potentials a model has that was not fitted: it weighs with another λ or τ than they were fitted for.
+///
+/// Of the card's [`report`](ModelCard::report) only `ess` and `mean_weight` were measured on this model (over the weighed rows of the
+/// table); everything else is that of the fitted model, and `converged` is false.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KeptPotentials {
+    /// Digest of the model that was fitted.
+    pub fitted: String,
+    /// λ of that fit.
+    pub push: f64,
+    /// τ of that fit.
+    pub tau: f64,
+    /// Whether that fit converged.
+    pub converged: bool,
+    /// Rows of the table that τ and log Z were computed on.
+    pub rows: u64,
+    /// Whether the effective sample size that the job asks for is met over these rows; true where the job gives τ itself.
+    pub met: bool,
 }
 
 impl ModelCard {
@@ -137,6 +160,14 @@ impl StoredModel {
         let folder = output.join(FOLDER);
         let names = folder.list().await?.into_iter();
         Ok(names.filter_map(|object| object.location.filename()?.strip_suffix(".safetensors").map(str::to_owned)).collect())
+    }
+
+    /// Whether both give every row the same pull, push and prior: the same references, potentials, ε and prior. λ, τ and log Z may differ.
+    pub fn has_potentials_of(&self, other: &Self) -> bool {
+        let (one, two) = (&self.transport, &other.transport);
+        let same = TransportModel { push: two.push, tau: two.tau, log_z: two.log_z, ..one.clone() };
+        let reads = |card: &ModelCard| (card.embedder.clone(), card.window_columns(), card.windows, card.reference_ids());
+        same == *two && reads(&self.card) == reads(&other.card)
     }
 }
 
@@ -267,6 +298,7 @@ mod tests {
             report: FitReport::default(),
             hygiene: Hygiene::default(),
             parent: None,
+            kept: None,
         };
         StoredModel::try_new(card, transport).unwrap()
     }

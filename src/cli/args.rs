@@ -1,6 +1,6 @@
 //! The arguments.
 
-use crate::job::{EvalOptions, RowAddress};
+use crate::job::{EvalOptions, RowAddress, Selection, WeighOptions};
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -25,13 +25,35 @@ pub(super) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Fit if there is no model, weigh what is new or changed, commit. Safe to repeat.
-    Run(JobArguments),
+    Run {
+        #[command(flatten)]
+        of: JobArguments,
+        #[command(flatten)]
+        keep: KeepArguments,
+    },
     /// Learn the potentials only.
     Fit(JobArguments),
-    /// Apply the current model to what is new or changed, commit.
-    Weigh(JobArguments),
-    /// Show what a run would do; write nothing.
-    Plan(JobArguments),
+    /// Apply the current model, or an earlier one, to what is new or changed, or to a part of it; commit.
+    ///
+    /// With --shard, --where or --stale the other shards keep the weights they have, by the model that gave them (column `model`), and
+    /// nothing is removed from the table. A later `run` brings every shard to the job's own model.
+    Weigh {
+        #[command(flatten)]
+        of: JobArguments,
+        #[command(flatten)]
+        asked: WeighArguments,
+        #[command(flatten)]
+        keep: KeepArguments,
+    },
+    /// Show what a run would do, or a `weigh` with these options; write nothing.
+    Plan {
+        #[command(flatten)]
+        of: JobArguments,
+        #[command(flatten)]
+        asked: WeighArguments,
+        #[command(flatten)]
+        keep: KeepArguments,
+    },
     /// Show why a row has its weight: its terms, its views, the references that matter most for it; write nothing.
     Explain {
         #[command(flatten)]
@@ -117,6 +139,49 @@ impl EvalArguments {
             rows: self.rows,
             resamples: self.bootstrap,
         }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WeighArguments {
+    /// Only shards with this name, or whose name matches this glob: `*` stays inside a folder, `**` crosses folders. Can be repeated: one
+    /// of them must match.
+    #[arg(long = "shard", value_name = "GLOB")]
+    shards: Vec<String>,
+    /// Only shards for all of whose rows this SQL condition on the columns of `corpus` holds, as in "source = 'wiki'". The columns are the
+    /// corpus's own, `shard`, and the stored weights, as in "model = 'DIGEST'". A shard where it holds for a part of the rows is refused.
+    #[arg(long = "where", value_name = "CONDITION")]
+    predicate: Option<String>,
+    /// Only shards in the table that changed or that another model weighed; new ones are left.
+    #[arg(long)]
+    stale: bool,
+    /// Weigh with this stored model; the beginning of its digest is enough. Without a selection it becomes the table's current one: the way
+    /// back to an earlier model. Its embedder, columns and windows must be the job's; references and [transport] may have changed, and a
+    /// later `run` goes by those.
+    #[arg(long, value_name = "DIGEST")]
+    model: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct KeepArguments {
+    /// Where only push or temperature changed: keep the current model's potentials and compute the weights from the numbers in the sidecars,
+    /// without reading or embedding the corpus; the temperature is found over all rows of the table. It stands in for a fit, whose
+    /// potentials would follow push and temperature: it is good for a changed temperature and rougher the more push changes. Later runs of
+    /// this job use the derived model and do not fit; `fit` does. New and changed shards are read and weighed.
+    #[arg(long)]
+    keep_potentials: bool,
+}
+
+impl KeepArguments {
+    pub(super) fn options(self) -> WeighOptions {
+        WeighOptions { keep_potentials: self.keep_potentials, ..WeighOptions::default() }
+    }
+}
+
+impl WeighArguments {
+    pub(super) fn options(self, keep: KeepArguments) -> WeighOptions {
+        let selection = Selection { shards: self.shards, predicate: self.predicate, stale: self.stale };
+        WeighOptions { selection, model: self.model, ..keep.options() }
     }
 }
 

@@ -53,11 +53,11 @@ fn start(arguments: Arguments) -> Result<u8> {
 async fn dispatch(arguments: Arguments, threads: usize) -> Result<u8> {
     let json = arguments.json;
     match arguments.command {
-        Command::Run(of) => finish(&of, &job::run(&open(&of).await?).await?, json, true),
+        Command::Run { of, keep } => finish(&of, &job::run_with(&open(&of).await?, &keep.options()).await?, json, true),
         Command::Fit(of) => finish(&of, &job::fit(&open(&of).await?).await?, json, false),
-        Command::Weigh(of) => finish(&of, &job::weigh(&open(&of).await?).await?, json, true),
-        Command::Plan(of) => {
-            let plan = job::plan(&open(&of).await?).await?;
+        Command::Weigh { of, asked, keep } => finish(&of, &job::weigh_with(&open(&of).await?, &asked.options(keep)).await?, json, true),
+        Command::Plan { of, asked, keep } => {
+            let plan = job::plan_with(&open(&of).await?, &asked.options(keep)).await?;
             print(&if json { to_json(&plan)? } else { text::plan(&plan) })?;
             Ok(0)
         }

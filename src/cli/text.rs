@@ -3,7 +3,7 @@
 use super::args::quoted;
 use crate::catalog::Level;
 use crate::job::{Plan, RunReport, ShardState, WeighedRow};
-use crate::transport::Certificate;
+use crate::transport::{Certificate, TransportCosts};
 use bytesize::ByteSize;
 use std::fmt::Write;
 
@@ -22,7 +22,10 @@ pub(super) fn report(job: &str, report: &RunReport, weighed: bool) -> String {
         line("corpus", format!("{} rows{without}", report.rows));
         let counts = report.shards;
         let mut fates = format!("{} weighed, {} unchanged", counts.weighed, counts.unchanged);
-        for (n, fate) in [(counts.removed, "removed"), (counts.quarantined, "quarantined")] {
+        if counts.recomputed > 0 {
+            fates = format!("{} computed from their sidecars, {fates}", counts.recomputed);
+        }
+        for (n, fate) in [(counts.not_selected, "not selected"), (counts.removed, "removed"), (counts.quarantined, "quarantined")] {
             if n > 0 {
                 let _ = write!(fates, ", {n} {fate}");
             }
@@ -32,14 +35,14 @@ pub(super) fn report(job: &str, report: &RunReport, weighed: bool) -> String {
     for bad in &report.quarantined {
         line("", format!("quarantined: {}", bad.reason));
     }
-    let state = if report.converged { "converged" } else { "NOT converged" };
-    let origin = if report.fitted { "fitted now" } else { "fitted before" };
-    line("model", format!("{} ({origin} on {} rows, {state})", report.model, report.sample_rows));
+    line("model", format!("{} ({})", report.model, origin(report)));
     if let Some(reason) = &report.why_not {
         line("", reason.clone());
     }
     line("", format!("epsilon {:.4}, push {}, prior {:.4}, temperature {:.4}", report.epsilon, report.push, report.prior, report.tau));
-    line("residuals", format!("safe {:.1e}, harm {:.1e}", report.residuals.safe, report.residuals.harm));
+    if let Some(residuals) = report.residuals {
+        line("residuals", format!("safe {:.1e}, harm {:.1e}", residuals.safe, residuals.harm));
+    }
     if let (Some(held_out), Some(noise)) = (report.held_out, report.held_out_noise) {
         line(
             "held out",
@@ -49,28 +52,40 @@ pub(super) fn report(job: &str, report: &RunReport, weighed: bool) -> String {
             ),
         );
     }
-    let Certificate { rows, gap, stability, joint_rate, .. } = report.certificate;
     // Measured on no row it says nothing.
-    if rows > 0 {
+    if let Some(Certificate { gap, stability, joint_rate, .. }) = report.certificate.as_ref().filter(|certificate| certificate.rows > 0) {
         let held = match joint_rate {
             _ if report.push == 0.0 => "nothing is pushed".to_owned(),
-            rate if rate < 1.0 => format!("a strict local optimum, joint rate {rate:.3} (push alone: stability {stability:.2})"),
+            rate if *rate < 1.0 => format!("a strict local optimum, joint rate {rate:.3} (push alone: stability {stability:.2})"),
             rate => format!("NOT a local optimum, joint rate {rate:.3} (push alone: stability {stability:.2}); below 1 it would be"),
         };
         let oscillated = if report.oscillated { "; it oscillated during the fit" } else { "" };
         line("certified", format!("gap to safe {:.1e}, to harm {:.1e}; {held}{oscillated}", gap.safe, gap.harm));
     }
-    let cost = report.transport_cost;
-    line(
-        "transport",
-        format!("to safe {:.4} -> {:.4}, to harm {:.4} -> {:.4}", cost.safe.before, cost.safe.after, cost.harm.before, cost.harm.after),
-    );
+    if let Some(TransportCosts { safe, harm }) = report.transport_cost {
+        line("transport", format!("to safe {:.4} -> {:.4}, to harm {:.4} -> {:.4}", safe.before, safe.after, harm.before, harm.after));
+    }
+    if report.models.len() > 1 {
+        let shares = report.models.iter().map(|share| format!("{} shards ({} rows) by {}", share.shards, share.rows, share.model));
+        let mut name = "models";
+        for share in shares {
+            line(name, share);
+            name = "";
+        }
+    }
     let of = if weighed { "" } else { " on the sample" };
     line("weights", format!("mean {:.4}, effective sample size {:.1} %{of}", report.mean_weight, 100.0 * report.ess));
     let seconds = report.seconds;
     line(
         "read",
-        format!("{} in {:.1} s (fit {:.1} s, weigh {:.1} s)", ByteSize(report.bytes_read), seconds.total, seconds.fit, seconds.weigh),
+        format!(
+            "{}, of the corpus {}, in {:.1} s (fit {:.1} s, weigh {:.1} s)",
+            ByteSize(report.bytes_read),
+            ByteSize(report.corpus_bytes_read),
+            seconds.total,
+            seconds.fit,
+            seconds.weigh
+        ),
     );
     if let Some(version) = report.version {
         line("table", format!("version {version}"));
@@ -101,6 +116,16 @@ pub(super) fn report(job: &str, report: &RunReport, weighed: bool) -> String {
         let _ = writeln!(out, "  pushpull weigh {job}");
     }
     out
+}
+
+/// Where the report's model is from.
+fn origin(report: &RunReport) -> String {
+    if let Some(kept) = &report.kept_potentials {
+        return format!("potentials of {}, kept; temperature from {} rows of the table", kept.fitted, kept.rows);
+    }
+    let state = if report.converged { "converged" } else { "NOT converged" };
+    let when = if report.fitted { "fitted now" } else { "fitted before" };
+    format!("{when} on {} rows, {state}", report.sample_rows)
 }
 
 fn rows_of(out: &mut String, title: &str, rows: &[WeighedRow], near: impl Fn(&WeighedRow) -> &String) {
@@ -135,9 +160,12 @@ pub(super) fn plan(plan: &Plan) -> String {
             ShardState::New => "new",
             ShardState::Changed => "changed",
             ShardState::Unchanged => "unchanged",
+            ShardState::Gone if plan.keeps_gone => "gone, kept",
             ShardState::Gone => "gone",
+            ShardState::NotSelected => "not selected",
+            ShardState::Recomputed => "recomputed",
         };
-        let _ = writeln!(out, "{what:<10} {:>10}  {}", ByteSize(shard.bytes).to_string(), shard.shard);
+        let _ = writeln!(out, "{what:<12} {:>10}  {}", ByteSize(shard.bytes).to_string(), shard.shard);
     }
     let count = |state| plan.count(state);
     let _ = writeln!(
@@ -149,9 +177,18 @@ pub(super) fn plan(plan: &Plan) -> String {
         count(ShardState::Gone),
         plan.passed_over
     );
-    let model = match &plan.model {
-        Some(model) => format!("{model} is used"),
-        None => "none for this job yet: a run fits one".to_owned(),
+    for (state, what) in [
+        (ShardState::NotSelected, "not selected, and keep what they have"),
+        (ShardState::Recomputed, "computed from their own sidecars, without reading them"),
+    ] {
+        if count(state) > 0 {
+            let _ = writeln!(out, "           {} {what}", count(state));
+        }
+    }
+    let model = match (&plan.model, &plan.keeps_potentials_of) {
+        (_, Some(lender)) => format!("a new one is derived, with the potentials of {lender}"),
+        (Some(model), _) => format!("{model} is used"),
+        (None, None) => "none for this job yet: a run fits one".to_owned(),
     };
     let _ = writeln!(out, "model      {model}");
     let _ = writeln!(out, "to weigh   {} of shards, of which only the needed columns are read", ByteSize(plan.bytes_to_weigh));

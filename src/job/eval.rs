@@ -4,13 +4,13 @@
 //! Memory: [`RunOptions::memory`](super::RunOptions::memory) for chunks; the vectors of the sample and of the scored rows (together, where they are not the
 //! same rows, twice; once more divided by the views while one view is fitted); see [`crate::eval`] for the rest.
 
+use super::choose::blame_corpus_first;
 use super::contents::ContentIndex;
 use super::context::Job;
 use super::encoder::RowEncoder;
 use super::fit::{draw_requests, embed_sample, fit_sample, load_references, within_memory};
 use super::labelled::{LabelQuery, Labelled, LabelledRow, find_labelled};
 use super::report::Quarantined;
-use super::run::blame_corpus_first;
 use crate::catalog::StoredModel;
 use crate::error::{Error, Result};
 use crate::eval::{

@@ -45,6 +45,16 @@ pub async fn load_references(job: &Job, columns: &RowColumns) -> Result<(Referen
 /// # Errors
 /// [`Error::Internal`] if it cannot be encoded.
 pub fn problem_digest(job: &Job, encoder: &RowEncoder, safe: &ReferenceRows, harm: &ReferenceRows) -> Result<String> {
+    problem_with(job, encoder, (safe, harm), &job.file.transport.options())
+}
+
+/// The digest that the job would have with these options.
+pub(super) fn problem_with(
+    job: &Job,
+    encoder: &RowEncoder,
+    (safe, harm): (&ReferenceRows, &ReferenceRows),
+    options: &TransportOptions,
+) -> Result<String> {
     let mut problem = serde_json::json!({
         "format": MODEL_FORMAT,
         "embedder": encoder.fingerprint(),
@@ -52,7 +62,7 @@ pub fn problem_digest(job: &Job, encoder: &RowEncoder, safe: &ReferenceRows, har
         "fallback": encoder.columns().fallback(),
         "safe": safe.digest,
         "harm": harm.digest,
-        "options": job.file.transport.options(),
+        "options": options,
         "sample_rows": job.file.transport.sample_rows,
     });
     if let (Some(windows), Some(problem)) = (encoder.windows(), problem.as_object_mut()) {
@@ -186,6 +196,7 @@ pub(super) async fn fit_sample(
         report: fitted.report,
         hygiene,
         parent: warm.map(|model| model.digest.clone()),
+        kept: None,
     };
     StoredModel::try_new(card, transport)
 }

@@ -3,9 +3,13 @@
 //!
 //! In: a job file. Out: a committed weights table and a report. Guarantees: any step may be killed and repeated; nothing is
 //! visible before its commit; a shard that cannot be read is quarantined and named, and the others go on.
+//! A part of the corpus can be weighed, by an earlier model too ([`WeighOptions`]); the table then holds rows by several models, each
+//! named. Another push or temperature can be had from the sidecars alone, with the potentials kept.
 //! Memory: [`RunOptions::memory`] for chunks, plus the fit's sample (`sample_rows` × dimensions × 4 bytes; with `pool = "worst"` times
 //! the windows of a row, which may take as much as the chunks and are refused beyond it).
 
+mod apply;
+mod choose;
 mod contents;
 mod context;
 mod encoder;
@@ -15,6 +19,7 @@ mod explained_row;
 mod file;
 mod fit;
 mod hygiene;
+mod keep;
 mod labelled;
 mod plan;
 mod query;
@@ -22,8 +27,10 @@ mod references;
 mod report;
 mod run;
 mod sample;
+mod select;
 mod source;
 mod tables;
+mod uploads;
 mod weigh;
 mod windows;
 
@@ -37,12 +44,13 @@ pub use explained_row::{
 };
 pub use file::{BUILTIN, CorpusSection, DEFAULT_SAMPLE_ROWS, EmbedSection, JobFile, OutputSection, ReferencesSection, TransportSection};
 pub use fit::{Fitted, fit_model, load_references, problem_digest};
-pub use plan::{Plan, PlannedShard, ShardState, plan};
+pub use plan::{Plan, PlannedShard, ShardState, plan, plan_with};
 pub use query::{TableSnapshot, corpus_table, sql_session};
 pub use references::{ReferenceRows, Side, check_disjoint};
-pub use report::{Quarantined, RunReport, Seconds, ShardCounts, WeighedRow, with_causes};
-pub use run::{fit, run, weigh};
+pub use report::{ModelShare, Quarantined, RunReport, Seconds, ShardCounts, WeighedRow, with_causes};
+pub use run::{WeighOptions, fit, run, run_with, weigh, weigh_with};
 pub use sample::{SampledShard, draw};
+pub use select::Selection;
 pub use source::write_targets;
 pub use weigh::{Extremes, Weighed, Weighing, weigh_shards};
 pub use windows::weigh_batch;

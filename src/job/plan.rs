@@ -1,7 +1,12 @@
 //! What a run would do: each shard new, changed, done or gone, by comparing the listing with the log.
 
+use super::choose::{Which, current_model, usable_model};
 use super::context::Job;
-use crate::catalog::{Published, WeightsTable};
+use super::encoder::RowEncoder;
+use super::fit::load_references;
+use super::keep::{Sources, usable_sources};
+use super::run::WeighOptions;
+use crate::catalog::{Published, StoredModel, WeightsTable};
 use crate::error::Result;
 use crate::shard::{Listing, Shard};
 use serde::Serialize;
@@ -19,6 +24,10 @@ pub enum ShardState {
     Unchanged,
     /// In the table, but gone from the corpus.
     Gone,
+    /// New or changed, but left by the selection.
+    NotSelected,
+    /// To be computed from its own sidecar, without reading the shard.
+    Recomputed,
 }
 
 /// One shard of a plan.
@@ -37,6 +46,12 @@ pub struct PlannedShard {
 pub struct Plan {
     /// The model a run would use, if there is one; otherwise it fits one.
     pub model: Option<String>,
+    /// The model whose potentials would be kept by a new one, where that is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keeps_potentials_of: Option<String>,
+    /// Whether shards that are gone stay in the table, as they do where a selection is given.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub keeps_gone: bool,
     /// Every shard of the corpus or the table, by name.
     pub shards: Vec<PlannedShard>,
     /// Bytes of the shards to weigh. Only their needed columns are read.
@@ -52,6 +67,14 @@ impl Plan {
     pub fn count(&self, state: ShardState) -> usize {
         self.shards.iter().filter(|shard| shard.state == state).count()
     }
+
+    /// Gives shards that would be weighed another state.
+    fn mark(&mut self, state: impl Fn(&PlannedShard) -> Option<ShardState>) {
+        for shard in self.shards.iter_mut().filter(|shard| matches!(shard.state, ShardState::New | ShardState::Changed)) {
+            shard.state = state(shard).unwrap_or(shard.state);
+        }
+        self.bytes_to_weigh = bytes_to_weigh(&self.shards);
+    }
 }
 
 /// Compares the corpus with the table; nothing is read but listings, the log and, for the model, what decides whether it still fits.
@@ -59,10 +82,45 @@ impl Plan {
 /// # Errors
 /// As for a run's first steps.
 pub async fn plan(job: &Job) -> Result<Plan> {
+    plan_with(job, &WeighOptions::default()).await
+}
+
+/// As [`plan`], for a run with options. A condition reads its columns of the corpus.
+///
+/// # Errors
+/// As the run.
+pub async fn plan_with(job: &Job, options: &WeighOptions) -> Result<Plan> {
+    options.check()?;
     let listing = job.list().await?;
     let table = WeightsTable::open(&job.output).await?;
-    let model = super::run::usable_model(job, &table).await?.map(|model| model.digest);
-    Ok(compare(&listing, &table.published()?, model, table.version()))
+    let published = table.published()?;
+    if let Some((lender, sources)) = lender(job, options, &listing, &table).await? {
+        let mut plan = compare(&listing, &published, None, table.version());
+        plan.keeps_potentials_of = Some(lender.digest);
+        plan.mark(|shard| if sources.contains_key(&shard.shard) { Some(ShardState::Recomputed) } else { None });
+        return Ok(plan);
+    }
+    let model = usable_model(job, &table, &options.which(Which::Fitting)).await?.map(|model| model.digest);
+    let selected = options.selection.apply(job, &listing, &published, model.as_deref()).await?;
+    let mut plan = compare(&listing, &published, model, table.version());
+    plan.keeps_gone = !options.selection.is_everything();
+    plan.mark(|shard| if selected.takes(&shard.shard) { None } else { Some(ShardState::NotSelected) });
+    Ok(plan)
+}
+
+/// The model that would lend its potentials, and the sidecars it would lend them to.
+async fn lender(job: &Job, options: &WeighOptions, listing: &Listing, table: &WeightsTable) -> Result<Option<(StoredModel, Sources)>> {
+    if !options.keep_potentials {
+        return Ok(None);
+    }
+    let Some(current) = current_model(job, table).await? else { return Ok(None) };
+    let encoder = RowEncoder::load(&job.file, &job.stores).await?;
+    let (safe, harm) = load_references(job, encoder.columns()).await?;
+    if current.card.problem == super::fit::problem_digest(job, &encoder, &safe, &harm)? {
+        return Ok(None);
+    }
+    let sources = usable_sources(job, &encoder, (&safe, &harm), &current, listing, table).await?;
+    Ok(Some((current, sources)))
 }
 
 /// Whether a published sidecar is still right for a shard.
@@ -85,8 +143,12 @@ pub(super) fn compare(listing: &Listing, published: &BTreeMap<String, Published>
         .collect();
     shards.extend(gone(listing, published).map(|shard| PlannedShard { shard, state: ShardState::Gone, bytes: 0 }));
     shards.sort_by(|a, b| a.shard.cmp(&b.shard));
-    let bytes_to_weigh = shards.iter().filter(|s| matches!(s.state, ShardState::New | ShardState::Changed)).map(|s| s.bytes).sum();
-    Plan { model, shards, bytes_to_weigh, passed_over: listing.passed_over, version }
+    let bytes_to_weigh = bytes_to_weigh(&shards);
+    Plan { model, keeps_potentials_of: None, keeps_gone: false, shards, bytes_to_weigh, passed_over: listing.passed_over, version }
+}
+
+fn bytes_to_weigh(shards: &[PlannedShard]) -> u64 {
+    shards.iter().filter(|s| matches!(s.state, ShardState::New | ShardState::Changed)).map(|s| s.bytes).sum()
 }
 
 /// Names of published shards that are not in the listing.

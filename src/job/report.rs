@@ -1,10 +1,11 @@
 //! What a run did, for machines and for people.
 
-use crate::catalog::{Hygiene, ModelCard, Published};
+use crate::catalog::{Hygiene, KeptPotentials, ModelCard, Published};
 use crate::error::Error;
 use crate::shard::Shard;
 use crate::transport::{Certificate, Residuals, TransportCosts};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// A mean weight this far from 1 is worth a hint. Sampling alone moves it less: by 0.01 for 300,000 rows and the default sample.
 const DRIFT: f64 = 0.05;
@@ -55,6 +56,28 @@ pub struct ShardCounts {
     pub removed: usize,
     /// Could not be read.
     pub quarantined: usize,
+    /// Weighed without being read, from the numbers that their sidecars held. Left out of the JSON where there is none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub recomputed: usize,
+    /// New or changed, but left by the selection. Left out of the JSON where there is none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub not_selected: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+/// What one model weighed of the table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ModelShare {
+    /// Digest of the model.
+    pub model: String,
+    /// Shards that have their weights from it.
+    pub shards: usize,
+    /// Rows of these.
+    pub rows: u64,
 }
 
 /// Where the time went, in seconds.
@@ -108,10 +131,13 @@ pub struct RunReport {
     pub why_not: Option<String>,
     /// Whether the push side was seen to oscillate or run away during the fit.
     pub oscillated: bool,
-    /// The optimality conditions, measured on the finished model.
-    pub certificate: Certificate,
-    /// Marginal errors ‖p − q‖₁ over the fit's sample.
-    pub residuals: Residuals,
+    /// Where the model was not fitted as it is but has another's potentials: whose. What a fit measures is then absent here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept_potentials: Option<KeptPotentials>,
+    /// The optimality conditions, measured on the finished model; `None` where potentials were kept.
+    pub certificate: Option<Certificate>,
+    /// Marginal errors ‖p − q‖₁ over the fit's sample; `None` where potentials were kept.
+    pub residuals: Option<Residuals>,
     /// The same on rows that no step used, where any were held out.
     pub held_out: Option<Residuals>,
     /// What sampling noise alone makes of `held_out`.
@@ -128,12 +154,16 @@ pub struct RunReport {
     pub push: f64,
     /// β.
     pub prior: f64,
-    /// Entropic transport cost to both references, before (every row 1) and after weighing.
-    pub transport_cost: TransportCosts,
+    /// Entropic transport cost to both references, before (every row 1) and after weighing; `None` where potentials were kept.
+    pub transport_cost: Option<TransportCosts>,
+    /// Which models the table's weights are by, most shards first.
+    pub models: Vec<ModelShare>,
     /// Bytes read from object stores.
     pub bytes_read: u64,
     /// Requests sent to object stores.
     pub requests: u64,
+    /// Bytes read of shards of the corpus, in footers and columns. What a selection's condition read, of sidecars too, counts here.
+    pub corpus_bytes_read: u64,
     /// Where the time went.
     pub seconds: Seconds,
     /// The table's version after the run, if there is a table.
@@ -153,14 +183,23 @@ pub struct RunReport {
 }
 
 impl RunReport {
-    /// 0 when everything is done, 1 when the fit did not converge or a shard is quarantined.
+    /// 0 when everything is done, 1 when the fit did not converge or a shard is quarantined. Kept potentials are no failure, since they were
+    /// asked for, where the fit they are from converged and the effective sample size is met.
     pub fn exit_code(&self) -> u8 {
-        u8::from(!self.converged || !self.quarantined.is_empty())
+        let settled = self.kept_potentials.as_ref().map_or(self.converged, |kept| kept.converged && kept.met);
+        u8::from(!settled || !self.quarantined.is_empty())
+    }
+
+    /// Shards of the table whose weights are by another model than this run's.
+    pub fn shards_of_other_models(&self) -> usize {
+        self.models.iter().filter(|share| share.model != self.model).map(|share| share.shards).sum()
     }
 
     /// A report about the model alone; the rest is filled in by the caller.
     pub(super) fn of_model(digest: &str, card: &ModelCard) -> Self {
         let report = &card.report;
+        // Of another model's potentials nothing of this was measured.
+        let fitted = card.kept.is_none().then_some(report);
         let moved = card.picks.filter(|picks| picks.moved > MOVED);
         let moved = moved.map(|picks| {
             format!(
@@ -180,19 +219,22 @@ impl RunReport {
             converged: report.converged,
             why_not: report.why_not.clone(),
             oscillated: report.oscillated,
-            certificate: report.certificate.clone(),
-            residuals: report.residuals,
-            held_out: report.held_out,
-            held_out_noise: report.held_out_noise,
+            certificate: fitted.map(|report| report.certificate.clone()),
+            residuals: fitted.map(|report| report.residuals),
+            held_out: fitted.and_then(|report| report.held_out),
+            held_out_noise: fitted.and_then(|report| report.held_out_noise),
+            kept_potentials: card.kept.clone(),
             ess: report.ess,
             mean_weight: report.mean_weight,
             epsilon: card.epsilon,
             tau: card.tau,
             push: card.push,
             prior: card.prior,
-            transport_cost: report.transport_cost,
+            transport_cost: fitted.map(|report| report.transport_cost),
+            models: Vec::new(),
             bytes_read: 0,
             requests: 0,
+            corpus_bytes_read: 0,
             seconds: Seconds::default(),
             version: None,
             quarantined: Vec::new(),
@@ -203,25 +245,46 @@ impl RunReport {
         }
     }
 
+    /// Says that shards which are gone stay in the table, since a selection removes nothing.
+    pub(super) fn keeps_gone(&mut self, shards: usize) {
+        if shards > 0 {
+            self.hints
+                .push(format!("{shards} shards of the table are gone from the corpus and stay: a run without a selection removes them"));
+        }
+    }
+
     /// Rows, mean weight and effective sample size of what is published, and a hint where the corpus has moved away from the sample
     /// that the model was fitted on.
-    pub(super) fn describe_table<'a>(&mut self, published: impl IntoIterator<Item = &'a Published>) {
+    pub(super) fn describe_table<'a>(&mut self, published: impl IntoIterator<Item = &'a Published>, weighed_now: bool) {
+        let mut shares: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
         let (mut rows, mut unweighed, mut sum, mut squares) = (0u64, 0u64, 0.0f64, 0.0f64);
         let mut of_this_model = false;
         for sidecar in published {
             of_this_model |= sidecar.model == self.model;
+            let share = shares.entry(&sidecar.model).or_default();
+            *share = (share.0 + 1, share.1 + sidecar.rows);
             rows += sidecar.rows;
             unweighed += sidecar.unweighed;
             sum += sidecar.weight_sum;
             squares += sidecar.weight_square_sum;
         }
         (self.rows, self.rows_without_text) = (rows, unweighed);
+        self.models = shares.into_iter().map(|(model, (shards, rows))| ModelShare { model: model.to_owned(), shards, rows }).collect();
+        self.models.sort_by(|a, b| b.shards.cmp(&a.shards).then(a.model.cmp(&b.model)));
+        let others = self.shards_of_other_models();
+        if others > 0 && weighed_now {
+            let all: usize = self.models.iter().map(|share| share.shards).sum();
+            self.hints.push(format!(
+                "{others} of {all} shards of the table have weights by another model, and weights of two models do not compare: a run without a \
+                 selection brings all to one"
+            ));
+        }
         let weighed = (rows - unweighed) as f64;
         // A model that was only fitted has weighed nothing: its own figures, on its sample, stand.
         if of_this_model && weighed > 0.0 && squares > 0.0 {
             self.mean_weight = sum / weighed;
             self.ess = sum * sum / (weighed * squares);
-            if (self.mean_weight - 1.0).abs() > DRIFT {
+            if others == 0 && (self.mean_weight - 1.0).abs() > DRIFT {
                 self.hints.push(format!(
                     "the mean weight is {:.3}, not 1: the corpus is no longer what the model was fitted on; `pushpull fit` learns it anew",
                     self.mean_weight

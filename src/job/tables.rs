@@ -10,6 +10,7 @@ use crate::catalog::{Finding, FindingItem, Published, StoredModel, list_runs};
 use crate::error::{Error, Result};
 use crate::sql::LazyTable;
 use crate::storage::Location;
+use crate::transport::FitReport;
 use arrow::array::{ArrayRef, BooleanArray, Float32Array, Float64Array, Int64Array, RecordBatch, StringArray};
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
@@ -102,6 +103,8 @@ fn shard_states(plan: &Plan, published: &BTreeMap<String, Published>) -> Result<
         ShardState::Changed => "changed",
         ShardState::Unchanged => "unchanged",
         ShardState::Gone => "gone",
+        ShardState::NotSelected => "not selected",
+        ShardState::Recomputed => "recomputed",
     };
     batch(vec![
         ("shard", texts(all().map(|(shard, _)| Some(&shard.shard)))),
@@ -122,31 +125,34 @@ fn shard_states(plan: &Plan, published: &BTreeMap<String, Published>) -> Result<
 fn models(cards: &[StoredModel]) -> Result<RecordBatch> {
     let number = |of: &dyn Fn(&StoredModel) -> f64| -> ArrayRef { Arc::new(Float64Array::from_iter_values(cards.iter().map(of))) };
     let optional = |of: &dyn Fn(&StoredModel) -> Option<f64>| -> ArrayRef { Arc::new(cards.iter().map(of).collect::<Float64Array>()) };
+    // What a fit measures is not known of a model that kept another's potentials.
+    let fitted = |of: fn(&FitReport) -> f64| optional(&|m: &StoredModel| m.card.kept.is_none().then(|| of(&m.card.report)));
     batch(vec![
         ("model", texts(cards.iter().map(|m| Some(&m.digest)))),
         ("parent", texts(cards.iter().map(|m| m.card.parent.as_ref()))),
+        ("potentials_of", texts(cards.iter().map(|m| m.card.kept.as_ref().map(|kept| &kept.fitted)))),
         ("converged", Arc::new(cards.iter().map(|m| Some(m.card.report.converged)).collect::<BooleanArray>())),
         ("rows", Arc::new(Int64Array::from_iter_values(cards.iter().map(|m| m.card.report.rows as i64)))),
         ("epsilon", number(&|m| m.card.epsilon)),
         ("push", number(&|m| m.card.push)),
         ("prior", number(&|m| m.card.prior)),
         ("tau", number(&|m| m.card.tau)),
-        ("residual_safe", number(&|m| m.card.report.residuals.safe)),
-        ("residual_harm", number(&|m| m.card.report.residuals.harm)),
-        ("held_out_safe", optional(&|m| m.card.report.held_out.map(|r| r.safe))),
-        ("held_out_harm", optional(&|m| m.card.report.held_out.map(|r| r.harm))),
-        ("held_out_noise_safe", optional(&|m| m.card.report.held_out_noise.map(|r| r.safe))),
-        ("held_out_noise_harm", optional(&|m| m.card.report.held_out_noise.map(|r| r.harm))),
-        ("gap_safe", number(&|m| m.card.report.certificate.gap.safe)),
-        ("gap_harm", number(&|m| m.card.report.certificate.gap.harm)),
-        ("stability", number(&|m| m.card.report.certificate.stability)),
-        ("joint_rate", number(&|m| m.card.report.certificate.joint_rate)),
+        ("residual_safe", fitted(|r| r.residuals.safe)),
+        ("residual_harm", fitted(|r| r.residuals.harm)),
+        ("held_out_safe", optional(&|m| m.card.kept.is_none().then_some(m.card.report.held_out)?.map(|r| r.safe))),
+        ("held_out_harm", optional(&|m| m.card.kept.is_none().then_some(m.card.report.held_out)?.map(|r| r.harm))),
+        ("held_out_noise_safe", optional(&|m| m.card.kept.is_none().then_some(m.card.report.held_out_noise)?.map(|r| r.safe))),
+        ("held_out_noise_harm", optional(&|m| m.card.kept.is_none().then_some(m.card.report.held_out_noise)?.map(|r| r.harm))),
+        ("gap_safe", fitted(|r| r.certificate.gap.safe)),
+        ("gap_harm", fitted(|r| r.certificate.gap.harm)),
+        ("stability", fitted(|r| r.certificate.stability)),
+        ("joint_rate", fitted(|r| r.certificate.joint_rate)),
         ("oscillated", Arc::new(cards.iter().map(|m| Some(m.card.report.oscillated)).collect::<BooleanArray>())),
         ("ess", number(&|m| m.card.report.ess)),
-        ("cost_safe_before", number(&|m| m.card.report.transport_cost.safe.before)),
-        ("cost_safe_after", number(&|m| m.card.report.transport_cost.safe.after)),
-        ("cost_harm_before", number(&|m| m.card.report.transport_cost.harm.before)),
-        ("cost_harm_after", number(&|m| m.card.report.transport_cost.harm.after)),
+        ("cost_safe_before", fitted(|r| r.transport_cost.safe.before)),
+        ("cost_safe_after", fitted(|r| r.transport_cost.safe.after)),
+        ("cost_harm_before", fitted(|r| r.transport_cost.harm.before)),
+        ("cost_harm_after", fitted(|r| r.transport_cost.harm.after)),
         ("embedder", texts(cards.iter().map(|m| Some(&m.card.embedder)))),
     ])
 }

@@ -3,6 +3,7 @@
 use super::context::Progress;
 use super::encoder::RowEncoder;
 use super::report::{Quarantined, WeighedRow};
+use super::uploads::Uploads;
 use super::windows::weigh_batch;
 use crate::catalog::{SchemaWriter, StoredModel};
 use crate::embed::WindowPlace;
@@ -14,14 +15,7 @@ use arrow::array::RecordBatch;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use std::sync::Arc;
 use tokio::runtime::Handle;
-use tokio::task::JoinSet;
 
-/// Sidecars whose upload may still be under way while the next shards are computed.
-const UPLOADS_UNDER_WAY: usize = 4;
-/// The same for small sidecars, which take the store's latency and little else.
-const SMALL_UPLOADS_UNDER_WAY: usize = 16;
-/// Rows up to which a sidecar is small.
-const SMALL_ROWS: u64 = 4096;
 /// Rows shown at each end.
 const SHOWN: usize = 3;
 /// Characters of a shown row's text.
@@ -84,8 +78,7 @@ fn weigh_each(weighing: Weighing<'_>, current: &mut Option<SidecarWriter>) -> Re
     let requests = shards.iter().map(|shard| ShardRequest { shard: shard.clone(), rows: None }).collect();
     let mut ahead = read_ahead(requests, options.clone(), runtime.clone());
     let (mut weighed, mut done) = (Weighed::default(), 0u64);
-    let mut uploads: JoinSet<Result<(usize, Receipt)>> = JoinSet::new();
-    let mut receipts: Vec<Option<Receipt>> = vec![None; shards.len()];
+    let mut uploads = Uploads::new(shards.len(), runtime);
     let mut schemas = SchemaWriter::default();
     while let Some((index, event)) = ahead.next_blocking() {
         let shard = &shards[index];
@@ -110,21 +103,8 @@ fn weigh_each(weighing: Weighing<'_>, current: &mut Option<SidecarWriter>) -> Re
             }
             ShardEvent::Done(pages) => {
                 let mut writer = current.take().ok_or_else(|| Error::Internal(format!("{}: done before its footer", shard.name)))?;
-                let most = if writer.rows() <= SMALL_ROWS { SMALL_UPLOADS_UNDER_WAY } else { UPLOADS_UNDER_WAY };
-                while uploads.len() >= most {
-                    keep(runtime.block_on(uploads.join_next()), &mut receipts)?;
-                }
                 writer.note_pages(&pages)?;
-                match writer.complete() {
-                    Ok(()) => {
-                        uploads.spawn_on(async move { Ok((index, writer.finish().await?)) }, runtime);
-                        Ok(())
-                    }
-                    Err(error) => {
-                        runtime.block_on(writer.abort());
-                        Err(error)
-                    }
-                }
+                uploads.add(index, writer)?
             }
             ShardEvent::Failed(error) => Err(error),
         };
@@ -143,10 +123,7 @@ fn weigh_each(weighing: Weighing<'_>, current: &mut Option<SidecarWriter>) -> Re
             Err(error) => return Err(error),
         }
     }
-    while let Some(upload) = runtime.block_on(uploads.join_next()) {
-        keep(Some(upload), &mut receipts)?;
-    }
-    weighed.receipts = receipts.into_iter().flatten().collect();
+    weighed.receipts = uploads.finish()?;
     Ok(weighed)
 }
 
@@ -162,16 +139,6 @@ pub(super) fn check_dimensions(shard: &str, encoder: &RowEncoder, found: usize, 
     }
     let column = encoder.columns().views().first().cloned().unwrap_or_default();
     Err(Error::Column { object: shard.to_owned(), column, reason: format!("has vectors of {found} dimensions, expected {expected}") })
-}
-
-type Joined = Option<std::result::Result<Result<(usize, Receipt)>, tokio::task::JoinError>>;
-
-fn keep(joined: Joined, receipts: &mut [Option<Receipt>]) -> Result<()> {
-    if let Some(upload) = joined {
-        let (index, receipt) = upload.map_err(|e| Error::Internal(format!("upload: {e}")))??;
-        receipts[index] = Some(receipt);
-    }
-    Ok(())
 }
 
 /// The most and the least weighted rows seen.

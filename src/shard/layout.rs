@@ -80,6 +80,13 @@ impl Layout {
         }
     }
 
+    /// A value of a Parquet footer's own key-values, as it was written there.
+    pub fn key_value(&self, key: &str) -> Option<&str> {
+        let Kind::Parquet(metadata) = &self.kind else { return None };
+        let entries = metadata.metadata().file_metadata().key_value_metadata()?;
+        entries.iter().find(|entry| entry.key == key)?.value.as_deref()
+    }
+
     /// Positions of `columns` in the schema, in the order asked.
     ///
     /// # Errors

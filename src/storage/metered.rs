@@ -1,5 +1,6 @@
 //! A store that counts what passes through it, so that "bytes read" is measured and not estimated.
 
+use super::location::Location;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -51,6 +52,12 @@ impl fmt::Display for MeteredStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.inner.fmt(f)
     }
+}
+
+/// The place, with all that is read through it counted in `traffic` too. Its store is no longer the same as that of other places.
+pub(crate) fn counted(place: &Location, traffic: &Arc<Traffic>) -> Location {
+    let store = MeteredStore { inner: Arc::clone(place.store()), traffic: Arc::clone(traffic) };
+    Location::new(Arc::new(store), place.path().clone(), place.to_string())
 }
 
 #[async_trait]

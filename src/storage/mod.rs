@@ -12,4 +12,5 @@ mod stores;
 pub(crate) use location::relative;
 pub use location::{Location, is_glob};
 pub use metered::Traffic;
+pub(crate) use metered::counted;
 pub use stores::Stores;

@@ -32,6 +32,7 @@
 //! | `dual` | steps of the dual potentials |
 //! | `acceleration` | mixing of those steps |
 //! | `temperature` | τ from an effective sample size |
+//! | `calibration` | τ and log Z of scores that pass by several times |
 //! | `weight` | a row's weight in closed form |
 //! | `sample` | passes over the sample of a fit |
 //! | `solver` | potentials and temperature of a sample |
@@ -63,6 +64,7 @@
 //! ```
 
 mod acceleration;
+mod calibration;
 mod certificate;
 mod convergence;
 mod cost;
@@ -94,6 +96,7 @@ mod tests;
 mod weight;
 mod worst;
 
+pub use calibration::{Calibrated, Calibration, ScorePass};
 pub use certificate::Certificate;
 pub use cost::{TILE_ROWS, UNIT_TOLERANCE};
 pub use coverage::Coverage;

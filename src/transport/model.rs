@@ -133,7 +133,7 @@ impl Weigher<'_> {
 
     /// The score of a row that this model weighed, `pull − λ · push + β · h`: higher is more harmful.
     pub fn score(&self, row: &RowWeight) -> f64 {
-        score(f64::from(row.pull), f64::from(row.push), self.model.push, f64::from(row.prior))
+        row.score(self.model.push)
     }
 
     /// Weighs a chunk of rows; see [`TransportModel::weigh`].

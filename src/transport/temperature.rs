@@ -6,10 +6,10 @@
 use rayon::prelude::*;
 
 /// Scores closer than this (relative to their size) are one score: f32 costs resolve no more.
-const SCORE_RESOLUTION: f64 = 1e-9;
+pub(super) const SCORE_RESOLUTION: f64 = 1e-9;
 
 /// Rows summed at a time. Fixed, so that the sum doesn't depend on the number of threads.
-const SUM_ROWS: usize = 4096;
+pub(super) const SUM_ROWS: usize = 4096;
 
 /// What the search found.
 #[derive(Clone, Copy, Debug, PartialEq)]

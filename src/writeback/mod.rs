@@ -7,9 +7,11 @@
 
 mod receipt;
 mod sidecar;
+mod stored_rows;
 
 pub use receipt::{Receipt, unpublished_receipt};
 pub use sidecar::{
     BASE_PAGES_KEY, BASE_SIZE_KEY, BASE_VERSION_KEY, ReferenceIds, SIDECAR_FORMAT, SidecarIdentity, SidecarRow, SidecarWriter,
     WEIGHT_COLUMNS, sidecar_path, sidecar_schema,
 };
+pub use stored_rows::{STORED_ROW_COLUMNS, StoredRows, TERM_COLUMNS, stored_terms};

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// Key of the counts and sums in the sidecar's own metadata.
 const COUNTS_KEY: &str = "pushpull.counts";
 /// Key of the digest of the base shard's columns.
-const SCHEMA_KEY: &str = "pushpull.base_schema";
+pub(super) const SCHEMA_KEY: &str = "pushpull.base_schema";
 
 /// A finished sidecar.
 #[derive(Debug, Clone, PartialEq)]

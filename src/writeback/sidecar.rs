@@ -1,9 +1,9 @@
 //! The sidecar file: its columns, its encoding and its name.
 
-use super::receipt::Receipt;
+use super::receipt::{Receipt, SCHEMA_KEY};
 use crate::embed::WindowPlace;
 use crate::error::{Error, Result};
-use crate::shard::ShardPages;
+use crate::shard::{Layout, ShardPages};
 use crate::storage::Location;
 use crate::transport::RowWeight;
 use arrow::array::{ArrayRef, Float32Builder, Int64Array, Int64Builder, RecordBatch, StringArray, StringBuilder};
@@ -208,6 +208,15 @@ impl SidecarWriter {
     /// [`Error::Shard`] if rows are missing.
     pub fn complete(&self) -> Result<()> {
         if self.left_in_group > 0 { Err(self.miscounted("fewer rows than its footer says")) } else { Ok(()) }
+    }
+
+    /// Says the same of the base as an earlier sidecar of the same version of it, whose footer this is.
+    pub fn with_base_of(mut self, earlier: &Layout) -> Self {
+        self.receipt.schema = earlier.key_value(SCHEMA_KEY).map(str::to_owned);
+        if let Some(pages) = earlier.key_value(BASE_PAGES_KEY) {
+            self.writer.append_key_value_metadata(KeyValue::new(BASE_PAGES_KEY.to_owned(), pages.to_owned()));
+        }
+        self
     }
 
     /// Takes down where the base's pages are, for readers that skip some of them. Nothing is written where nothing is known.

@@ -22,6 +22,7 @@ mod noted_pages;
 mod other_engines;
 mod queries;
 mod rerun;
+mod reweigh;
 mod row_for_row;
 mod s3;
 mod sql_functions;
