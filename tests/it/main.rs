@@ -22,6 +22,7 @@ mod other_engines;
 mod queries;
 mod rerun;
 mod s3;
+mod splice;
 mod sql_table;
 mod support;
 mod transport_golden;
