@@ -4,7 +4,7 @@ use super::context::Job;
 use super::fit::FOOTERS_AT_ONCE;
 use crate::catalog::{Published, SplicedFile, SplicedSchema, SplicedTable, WeightsTable};
 use crate::error::{Error, Result};
-use crate::shard::{Layout, Shard, ShardFormat, corpus_root};
+use crate::shard::{Layout, SPLICED_MARKER, Shard, ShardFormat, corpus_root};
 use crate::storage::{Location, relative};
 use crate::writeback::{DEFAULT_SPLICED_COLUMNS, Splice, SplicedColumns, SplicedShard};
 use arrow::datatypes::SchemaRef;
@@ -245,6 +245,10 @@ async fn make(job: &Job, to: &Location, table: &SplicedTable, splices: &[Splice]
     let published = table.published()?;
     let listed = to.list().await?.into_iter();
     let there: HashMap<String, u64> = listed.filter_map(|object| Some((relative(to.path(), &object.location)?, object.size))).collect();
+    if !there.contains_key(SPLICED_MARKER) {
+        // Before the first shard: a corpus around this place must pass over what a killed run leaves, too.
+        to.join(SPLICED_MARKER).write_immutable("").await?;
+    }
     let (failed, done) = (AtomicBool::new(false), AtomicU64::new(0));
     job.options.progress.begin("splicing", splices.len() as u64);
     let made = stream::iter(splices).map(|splice| async {

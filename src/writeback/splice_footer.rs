@@ -108,7 +108,7 @@ impl<'a> SplicePlan<'a> {
         let groups = filled_groups(base)?;
         let side_groups = filled_groups(sidecar)?;
         check_rows(&groups, &side_groups)?;
-        let rows = groups.iter().map(|(_, _, rows)| rows).sum();
+        let rows = groups.iter().fold(0i64, |sum, (.., rows)| sum.saturating_add(*rows));
         footer.set(file::NUM_ROWS, I64, int(rows));
 
         let mut indexed = true;
@@ -239,7 +239,7 @@ fn add_to_schema(footer: &mut Fields<'_>, side: &Fields<'_>, columns: &[AddedCol
     }
     let root = elements.first_mut().ok_or_else(|| malformed("no schema".into()))?;
     let mut fields = Fields::parse(root)?;
-    let children = fields.int(element::CHILDREN, I32)?.unwrap_or(0) + columns.len() as i64;
+    let children = fields.int(element::CHILDREN, I32)?.unwrap_or(0).saturating_add(columns.len() as i64);
     fields.set(element::CHILDREN, I32, int(children));
     let encoded = fields.encode();
     *root = encoded;
@@ -346,8 +346,8 @@ fn extended(group: &mut Fields<'_>, added: &[Fields<'_>]) -> Result<Vec<u8>> {
     let (mut uncompressed, mut compressed) = (0, 0);
     for chunk in added {
         let metadata = Fields::parse(chunk.required(chunk::METADATA, STRUCT)?)?;
-        uncompressed += metadata.int(column::UNCOMPRESSED, I64)?.unwrap_or(0);
-        compressed += metadata.int(column::COMPRESSED, I64)?.unwrap_or(0);
+        uncompressed = metadata.int(column::UNCOMPRESSED, I64)?.unwrap_or(0).saturating_add(uncompressed);
+        compressed = metadata.int(column::COMPRESSED, I64)?.unwrap_or(0).saturating_add(compressed);
         columns.push(chunk.encode());
     }
     group.set(group::COLUMNS, LIST, list(STRUCT, &columns));

@@ -404,22 +404,15 @@ async fn a_spliced_shard_can_be_spliced_again() {
 
 #[tokio::test]
 async fn an_arrow_shard_is_encoded_with_its_weights() {
-    let mut fields = kinds();
-    fields.truncate(6);
-    fields[0] = Field::new("text", DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8)), true);
-    let schema = schema(&fields);
+    let schema = schema(&kinds()[..6]);
     for groups in [vec![], vec![0, 9000, 1, 0, 300]] {
         let mut writer = arrow::ipc::writer::FileWriter::try_new(Vec::new(), &schema).unwrap();
         let (mut first, mut batches) = (0, Vec::new());
         for &count in &groups {
-            // One dictionary for the file: the IPC file format has no deltas here.
-            let batch = rows(&schema, first % 9000, count);
-            writer.write(&batch.slice(0, batch.num_rows())).unwrap_or_else(|_| panic!("batch {first}"));
+            let batch = rows(&schema, first, count);
+            writer.write(&batch).unwrap();
             batches.push(batch);
             first += count;
-            if first >= 9000 {
-                break;
-            }
         }
         let counts: Vec<u64> = batches.iter().map(|batch| batch.num_rows() as u64).collect();
         let base = writer.into_inner().unwrap();
@@ -431,10 +424,7 @@ async fn an_arrow_shard_is_encoded_with_its_weights() {
         assert_eq!(made.shard.rows, before.num_rows() as u64);
         for (place, field) in schema.fields().iter().enumerate() {
             assert_eq!(field, &after.schema().fields()[place]);
-            let plain = |array: &dyn Array| {
-                if place == 0 { cast(array, &DataType::Utf8).unwrap() } else { arrow::array::make_array(array.to_data()) }
-            };
-            assert_eq!(&plain(before.column(place)), &plain(after.column(place)));
+            assert_eq!(before.column(place), after.column(place));
         }
         check_weights(&after, &made.columns, |i| i);
         assert_eq!(made.splice.unpublished(&made.to, made.shard.size).await, Some(made.shard.clone()));
