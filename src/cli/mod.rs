@@ -11,7 +11,7 @@ mod text;
 
 use crate::embed::{DistillOptions, distill};
 use crate::error::{Error, Result};
-use crate::job::{self, Job, RunOptions, RunReport, read_model_folder, sql_session};
+use crate::job::{self, Job, RunOptions, RunReport, SpliceOptions, read_model_folder, sql_session};
 use crate::sql::{OutputFormat, write_rows};
 use crate::storage::Stores;
 use args::{Arguments, Command, Format, JobArguments};
@@ -93,6 +93,11 @@ async fn dispatch(arguments: Arguments, threads: usize) -> Result<u8> {
                 Err(_) if output.closed.load(Ordering::Relaxed) => Ok(0),
                 written => written.map(|_| 0),
             }
+        }
+        Command::Splice { of, to, columns, prune } => {
+            let report = job::splice(&open(&of).await?, &SpliceOptions { to, columns, prune }).await?;
+            print(&if json { to_json(&report)? } else { text::spliced(&report) })?;
+            Ok(0)
         }
         Command::Eval { of, asked } => {
             let report = job::eval(&open(&of).await?, &asked.options()).await?;

@@ -6,6 +6,9 @@ use globset::{GlobBuilder, GlobMatcher};
 use object_store::ObjectMeta;
 use std::collections::BTreeSet;
 
+/// Name of an empty object beside spliced shards: a folder with it holds copies of a corpus and no shards of one.
+pub(crate) const SPLICED_MARKER: &str = "_pushpull_spliced";
+
 /// How a shard's rows are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ShardFormat {
@@ -69,7 +72,7 @@ impl Listing {
 /// Lists the shards under `url`: one file, a glob (`**` crosses folders, `*` does not), or a prefix with everything below it.
 ///
 /// Passed over: names of which any part below the prefix starts with `_` or `.`, names whose ending is no shard's, everything at
-/// or below `output` (so weights may live inside the corpus), and everything in a folder that holds another weights table.
+/// or below `output` (so weights may live inside the corpus), and everything in a folder that holds another weights table or spliced shards.
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is no shard, and what the store answers.
@@ -93,7 +96,8 @@ pub async fn list_shards(stores: &Stores, url: &str, output: Option<&Location>) 
     let named = |meta: &ObjectMeta| crate::storage::relative(root.path(), &meta.location);
     let names: Vec<String> = objects.iter().filter_map(named).collect();
     let logs: BTreeSet<&str> = names.iter().filter_map(|name| Some(name.split_once("_delta_log/")?.0)).collect();
-    let tables: BTreeSet<&str> = names.iter().filter_map(|name| weights_table(name)).filter(|folder| logs.contains(folder)).collect();
+    let weights = names.iter().filter_map(|name| weights_table(name)).filter(|folder| logs.contains(folder));
+    let tables: BTreeSet<&str> = weights.chain(names.iter().filter_map(|name| spliced_table(name))).collect();
     let mut listing = Listing::default();
     for meta in objects {
         let Some(name) = named(&meta) else { continue };
@@ -123,6 +127,19 @@ pub async fn list_shards(stores: &Stores, url: &str, output: Option<&Location>) 
 fn weights_table(name: &str) -> Option<&str> {
     let (folder, file) = name.rsplit_once("_models/")?;
     (folder.ends_with('/') && !file.contains('/') && file.ends_with(".safetensors")).then_some(folder)
+}
+
+/// The folder (with its `/`) of spliced shards that the marker lies in.
+fn spliced_table(name: &str) -> Option<&str> {
+    name.strip_suffix(SPLICED_MARKER).filter(|folder| folder.ends_with('/'))
+}
+
+/// The place that holds every shard of the corpus at `url`: its prefix, or the part before a glob's first pattern.
+///
+/// # Errors
+/// A glob or a URL that cannot be understood.
+pub(crate) fn corpus_root(stores: &Stores, url: &str) -> Result<Location> {
+    stores.open(&split_glob(url)?.0)
 }
 
 /// The part of a corpus URL before its first glob character, up to a `/`, and the glob behind it.
@@ -174,6 +191,8 @@ mod tests {
                 "lake/old-weights/_models/abc.safetensors",
                 "lake/old-weights/_delta_log/0.json",
                 "lake/old-weights/data/1/2.parquet",
+                "lake/copies/spliced/_pushpull_spliced",
+                "lake/copies/spliced/b/part-1.0123456789abcdef.parquet",
             ],
         );
         let both = ["a/part-2.arrow", "b/part-1.parquet"];

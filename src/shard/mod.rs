@@ -20,5 +20,6 @@ pub use layout::Layout;
 pub(crate) use layout::read_parquet_footer;
 pub(crate) use listing::split_glob;
 pub use listing::{Listing, Shard, ShardFormat, list_shards};
+pub(crate) use listing::{SPLICED_MARKER, corpus_root};
 pub use pages::ShardPages;
 pub use read_ahead::{Permit, ReadAhead, ShardEvent, ShardRequest, read_ahead};

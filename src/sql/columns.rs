@@ -9,6 +9,7 @@ use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 
 use super::MissingColumn;
 use crate::error::{Error, Result};
+use crate::writeback::free_name;
 
 /// The weight columns and their types, in the order in which they follow the base columns. All are nullable except `shard`. The
 /// first three are the same in every row of a shard: they are known from the listing and the log and never read.
@@ -58,13 +59,8 @@ impl ServedNames {
     }
 }
 
-/// The name, lengthened until no column of `taken` has it.
-fn free_name(name: &str, taken: &[FieldRef]) -> String {
-    let mut name = name.to_owned();
-    while taken.iter().any(|f| *f.name() == name) {
-        name = format!("pushpull_{name}");
-    }
-    name
+fn is_taken(taken: &[FieldRef], name: &str) -> bool {
+    taken.iter().any(|field| field.name() == name)
 }
 
 /// The columns of the table.
@@ -108,9 +104,9 @@ impl CorpusColumns {
         let missing = base.iter().filter_map(|field| missing_in(field.name(), &kinds)).collect();
         let mut taken = base.clone();
         for key in keys {
-            taken.push(Arc::new(key.as_ref().clone().with_name(free_name(key.name(), &taken))));
+            taken.push(Arc::new(key.as_ref().clone().with_name(free_name(key.name(), |name| is_taken(&taken, name)))));
         }
-        let names = ServedNames(WEIGHT_COLUMNS.iter().map(|(name, _)| free_name(name, &taken)).collect());
+        let names = ServedNames(WEIGHT_COLUMNS.iter().map(|(name, _)| free_name(name, |name| is_taken(&taken, name))).collect());
         let weights: Vec<FieldRef> = WEIGHT_COLUMNS
             .iter()
             .zip(&names.0)

@@ -25,6 +25,7 @@ mod rerun;
 mod reweigh;
 mod row_for_row;
 mod s3;
+mod splice;
 mod sql_functions;
 mod sql_table;
 mod support;
