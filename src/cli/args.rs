@@ -57,6 +57,14 @@ pub(super) enum Command {
         #[arg(long, value_enum, default_value_t = Format::Table)]
         format: Format,
     },
+    /// Serve the same tables to BI tools and other programs over Arrow Flight SQL; they can only read.
+    #[cfg(feature = "serve")]
+    Serve {
+        #[command(flatten)]
+        of: JobArguments,
+        #[command(flatten)]
+        asked: super::serve::ServeArguments,
+    },
     /// Compare the weights with simpler scores on rows with labels; write nothing.
     Eval {
         #[command(flatten)]
@@ -156,7 +164,7 @@ pub(super) fn quoted(text: &str) -> String {
     }
 }
 
-fn at_least_one(text: &str) -> Result<usize, String> {
+pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("must be at least 1".into()),
         Ok(n) => Ok(n),

@@ -7,6 +7,8 @@ mod args;
 mod eval_table;
 mod explained;
 mod progress;
+#[cfg(feature = "serve")]
+mod serve;
 mod text;
 
 use crate::embed::{DistillOptions, distill};
@@ -90,6 +92,8 @@ async fn dispatch(arguments: Arguments, threads: usize) -> Result<u8> {
                 written => written.map(|_| 0),
             }
         }
+        #[cfg(feature = "serve")]
+        Command::Serve { of, asked } => serve::serve(open(&of).await?, asked, threads, json).await,
         Command::Eval { of, asked } => {
             let report = job::eval(&open(&of).await?, &asked.options()).await?;
             print(&if json { to_json(&report)? } else { eval_table::evaluation(&report) })?;

@@ -36,6 +36,7 @@ mod merge;
 mod object;
 mod output;
 mod predicate;
+mod prepared;
 mod reader;
 mod session;
 mod statistics;
@@ -48,6 +49,7 @@ pub use corpus::CorpusTable;
 pub use lazy::LazyTable;
 pub use output::{OutputFormat, TABLE_TEXT, write_batches, write_rows};
 pub use predicate::Predicate;
+pub use prepared::Prepared;
 pub use session::{QueryRows, SqlSession};
 
 use object_store::ObjectMeta;

@@ -22,6 +22,8 @@ mod other_engines;
 mod queries;
 mod rerun;
 mod s3;
+#[cfg(feature = "serve")]
+mod serve;
 mod sql_table;
 mod support;
 mod transport_golden;
