@@ -1,7 +1,8 @@
-"""One engine's check: python check.py ENGINE, in a folder with `corpus` and `output` (and `spliced`, if it is there)."""
+"""One engine's check: check.py HERE ENGINE LAKE, where LAKE has the folders `corpus` and `output` (and `spliced`, if it is there)."""
 import importlib.util, os, runpy, sys, time
 
 here, engine = sys.argv[1], sys.argv[2]
+os.chdir(sys.argv[3])
 sys.path.insert(0, here)
 started = time.time()
 import lake

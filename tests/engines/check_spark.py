@@ -3,6 +3,8 @@ spark = (
     SparkSession.builder.master("local[2]")
     .config("spark.ui.enabled", "false").config("spark.driver.host", "127.0.0.1").config("spark.driver.bindAddress", "127.0.0.1")
     .config("spark.sql.shuffle.partitions", "2").config("spark.sql.warehouse.dir", os.path.abspath("warehouse"))
+    # Small data: what costs time is Java warming up.
+    .config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1").config("spark.sql.codegen.wholeStage", "false")
     .config("spark.log.level", "ERROR").getOrCreate()
 )
 wanted = parquet_only(expected())

@@ -131,8 +131,12 @@ pub fn script(name: &str) -> String {
 pub fn needs(variable: &str, what: &str) -> Option<String> {
     let value = std::env::var(variable).ok().filter(|value| !value.is_empty());
     if value.is_none() {
-        // Past the test harness, which keeps what a passing test prints to itself.
-        let _ = writeln!(std::io::stderr(), "SKIPPED: {what} (set {variable})");
+        skipped(&format!("{what} (set {variable})"));
     }
     value
+}
+
+/// Says what is skipped, past the test harness, which keeps what a passing test prints to itself.
+pub fn skipped(what: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {what}");
 }
