@@ -226,8 +226,9 @@ async fn bad_queries_and_writes_are_refused_and_change_nothing() {
     let (code, message) = refusal(query(&mut client, "select 1 / (row - 50) from corpus").await.unwrap_err());
     assert_eq!(code, Code::InvalidArgument, "{message}");
     assert!(message.contains("Divide by zero"), "{message}");
-    let (code, message) =
-        refusal(query(&mut client, "select count(*) from corpus a join corpus b on a.text = b.response").await.unwrap_err());
+    let pairs = "(select a.text t, b.row r from corpus a, corpus b)";
+    let large = format!("select count(*) from {pairs} x join {pairs} y on x.t = y.t and x.r = y.r");
+    let (code, message) = refusal(query(&mut client, &large).await.unwrap_err());
     assert_eq!(code, Code::ResourceExhausted, "{message}");
     let update = client.execute_update("delete from corpus".into(), None).await.unwrap_err();
     let (code, message) = refusal(update);
