@@ -14,11 +14,12 @@ use arrow::ipc::writer::IpcWriteOptions;
 use arrow_flight::error::FlightError;
 use arrow_flight::sql::server::{FlightSqlService, PeekableFlightDataStream};
 use arrow_flight::sql::{
-    ActionCancelQueryRequest, ActionCancelQueryResult, ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest,
-    ActionCreatePreparedStatementResult, CommandGetCatalogs, CommandGetCrossReference, CommandGetDbSchemas, CommandGetExportedKeys,
-    CommandGetImportedKeys, CommandGetPrimaryKeys, CommandGetSqlInfo, CommandGetTableTypes, CommandGetTables, CommandGetXdbcTypeInfo,
-    CommandPreparedStatementQuery, CommandPreparedStatementUpdate, CommandStatementIngest, CommandStatementQuery, CommandStatementUpdate,
-    DoPutPreparedStatementResult, ProstMessageExt, SqlInfo, TicketStatementQuery,
+    ActionBeginTransactionRequest, ActionBeginTransactionResult, ActionCancelQueryRequest, ActionCancelQueryResult,
+    ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult, CommandGetCatalogs,
+    CommandGetCrossReference, CommandGetDbSchemas, CommandGetExportedKeys, CommandGetImportedKeys, CommandGetPrimaryKeys,
+    CommandGetSqlInfo, CommandGetTableTypes, CommandGetTables, CommandGetXdbcTypeInfo, CommandPreparedStatementQuery,
+    CommandPreparedStatementUpdate, CommandStatementIngest, CommandStatementQuery, CommandStatementUpdate, DoPutPreparedStatementResult,
+    ProstMessageExt, SqlInfo, TicketStatementQuery,
 };
 use arrow_flight::{
     Action, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, HandshakeRequest, HandshakeResponse, IpcMessage, SchemaAsIpc, Ticket,
@@ -42,6 +43,7 @@ const TURN: Duration = Duration::from_secs(60);
 const LONGEST_MESSAGE: usize = 3000;
 /// The protocol's number for "cannot be cancelled this way".
 const NOT_CANCELLABLE: i32 = 3;
+const NO_TRANSACTIONS: &str = "there are no transactions here: this server only reads";
 const READS_ONLY: &str = "this server only reads: weights are written by `pushpull run`";
 
 /// An error as a client sees it.
@@ -150,7 +152,7 @@ fn schema_bytes(schema: &Schema) -> Result<Bytes, Status> {
 fn outside_transactions(transaction: Option<&Bytes>) -> Result<(), Status> {
     match transaction {
         None => Ok(()),
-        Some(_) => Err(Status::invalid_argument("there are no transactions here: this server only reads")),
+        Some(_) => Err(Status::invalid_argument(NO_TRANSACTIONS)),
     }
 }
 
@@ -213,6 +215,14 @@ impl FlightSqlService for Service {
         _request: Request<Action>,
     ) -> Result<(), Status> {
         Ok(())
+    }
+
+    async fn do_action_begin_transaction(
+        &self,
+        _query: ActionBeginTransactionRequest,
+        _request: Request<Action>,
+    ) -> Result<ActionBeginTransactionResult, Status> {
+        Err(Status::unimplemented(NO_TRANSACTIONS))
     }
 
     async fn do_action_cancel_query(
@@ -417,4 +427,30 @@ impl FlightSqlService for Service {
     }
 
     async fn register_sql_info(&self, _id: i32, _result: &SqlInfo) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::Code;
+
+    #[test]
+    fn an_error_has_the_code_that_says_what_to_do() {
+        let query = |source: Option<DataFusionError>| Error::Query { reason: "r".into(), source: source.map(|e| Box::new(e) as _) };
+        assert_eq!(failed(&query(None)).code(), Code::InvalidArgument);
+        let exhausted = DataFusionError::ResourcesExhausted("pool".into()).context("sort");
+        assert_eq!(failed(&query(Some(exhausted))).code(), Code::ResourceExhausted);
+        let outage = Error::Storage { location: "s3://x".into(), action: "read", source: "reset".into() };
+        let shard = |source: Error| Error::Shard { shard: "a".into(), row_group: None, reason: "r".into(), source: Some(Box::new(source)) };
+        assert_eq!(failed(&shard(outage)).code(), Code::Unavailable);
+        assert_eq!(failed(&shard(query(None))).code(), Code::FailedPrecondition);
+        assert_eq!(failed(&Error::Internal("x".into())).code(), Code::Internal);
+    }
+
+    #[test]
+    fn a_long_message_is_cut_between_characters() {
+        let status = failed(&Error::Query { reason: "é".repeat(LONGEST_MESSAGE), source: None });
+        assert!(status.message().len() <= LONGEST_MESSAGE + " …".len());
+        assert!(status.message().ends_with("é …"));
+    }
 }
