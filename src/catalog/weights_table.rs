@@ -1,29 +1,25 @@
 //! The weights table: a Delta Lake table whose data files are the sidecars.
 
+use super::delta_log::{COMMIT_ATTEMPTS, failed, is_conflict, load, open_log};
 use crate::error::{Error, Result};
 use crate::storage::Location;
 use crate::writeback::Receipt;
-use deltalake::kernel::transaction::{CommitBuilder, CommitProperties, TransactionError};
+use deltalake::kernel::transaction::{CommitBuilder, CommitProperties};
 use deltalake::kernel::{Action, Add, DataType, MetadataExt, PrimitiveType, StructField, StructType};
-use deltalake::logstore::{LogStoreRef, StorageConfig, default_logstore};
+use deltalake::logstore::LogStoreRef;
 use deltalake::operations::create::CreateBuilder;
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use deltalake::{DeltaTable, DeltaTableError};
-use object_store::ObjectStore;
-use object_store::prefix::PrefixStore;
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use url::Url;
 
 /// The table property that names the current model.
 const MODEL_PROPERTY: &str = "pushpull.model";
 /// Tags of an entry: sums that statistics have no place for.
 const WEIGHT_SUM_TAG: &str = "pushpull.weight_sum";
 const WEIGHT_SQUARE_SUM_TAG: &str = "pushpull.weight_square_sum";
-/// How often a commit is tried when other writers commit in between. Each failure means another run succeeded.
-const COMMIT_ATTEMPTS: u32 = 20;
 
 /// A sidecar that the log holds.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,20 +78,8 @@ impl WeightsTable {
     /// # Errors
     /// [`Error::Catalog`] where there is a log that cannot be read, and what the store answers.
     pub async fn open(location: &Location) -> Result<Self> {
-        let root = Arc::clone(location.store());
-        let prefixed: Arc<dyn ObjectStore> = Arc::new(PrefixStore::new(Arc::clone(&root), location.path().clone()));
-        // The store is ours whatever the URL; its scheme only says whether listings come sorted, which a local disk's don't.
-        let root_url = if location.is_local() { "file:///" } else { "pushpull://lake/" };
-        let url = Url::parse(&format!("{root_url}{}/", location.path()))
-            .map_err(|e| Error::InvalidOption { name: "output.url".into(), reason: e.to_string() })?;
-        // An empty answer must mean "no table" and not "no access": ask the store first, whose errors name their cause.
-        let has_log = !location.join("_delta_log").list().await?.is_empty();
-        let log = default_logstore(prefixed, root, &url, &StorageConfig::default());
-        let mut opened = Self { location: location.clone(), log, table: None };
-        if has_log {
-            opened.reload().await?;
-        }
-        Ok(opened)
+        let (log, table) = open_log(location, "output.url").await?;
+        Ok(Self { location: location.clone(), log, table })
     }
 
     /// The table's version, or `None` before the first commit.
@@ -238,28 +222,12 @@ impl WeightsTable {
     }
 
     async fn reload(&mut self) -> Result<()> {
-        let mut table = DeltaTable::new(Arc::clone(&self.log));
-        table.load().await.map_err(|e| self.failed("cannot be read", e))?;
-        self.table = Some(table);
+        self.table = Some(load(&self.location, &self.log).await?);
         Ok(())
     }
 
     fn failed(&self, reason: &str, error: DeltaTableError) -> Error {
-        Error::Catalog { location: self.location.to_string(), reason: reason.to_owned(), source: Some(Box::new(error)) }
-    }
-}
-
-fn is_conflict(error: &DeltaTableError) -> bool {
-    match error {
-        DeltaTableError::VersionAlreadyExists(_) => true,
-        DeltaTableError::Transaction { source } => {
-            matches!(
-                source,
-                TransactionError::CommitConflict(_) | TransactionError::VersionAlreadyExists(_) | TransactionError::MaxCommitAttempts(_)
-            )
-        }
-        // Two first runs at once: the loser finds the table there.
-        other => other.to_string().contains("already exists"),
+        failed(&self.location, reason, error)
     }
 }
 

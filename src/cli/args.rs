@@ -65,6 +65,22 @@ pub(super) enum Command {
         #[command(flatten)]
         asked: super::serve::ServeArguments,
     },
+    /// Write the shards anew with the weight inside, for engines that read plain Parquet: old bytes are copied, never decoded.
+    Splice {
+        #[command(flatten)]
+        of: JobArguments,
+        /// Folder or URL of the table of spliced shards (Delta Lake), beside the corpus and the weights.
+        #[arg(long, value_name = "URL")]
+        to: String,
+        /// Weight columns to put in: of `shard`, `shard_version`, `model`, `row`, `weight`, `pull`, `push`, `prior`, `safe_ref`,
+        /// `harm_ref`, `window`, `window_view`.
+        #[arg(long, value_name = "NAMES", value_delimiter = ',', default_values_t = crate::writeback::DEFAULT_SPLICED_COLUMNS.map(str::to_owned))]
+        columns: Vec<String>,
+        /// Delete files that the table no longer holds, so that `*.parquet` finds each row once. Readers of older versions of the table
+        /// lose them; no other splice to the same place may be under way.
+        #[arg(long)]
+        prune: bool,
+    },
     /// Compare the weights with simpler scores on rows with labels; write nothing.
     Eval {
         #[command(flatten)]

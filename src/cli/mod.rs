@@ -13,7 +13,7 @@ mod text;
 
 use crate::embed::{DistillOptions, distill};
 use crate::error::{Error, Result};
-use crate::job::{self, Job, RunOptions, RunReport, read_model_folder, sql_session};
+use crate::job::{self, Job, RunOptions, RunReport, SpliceOptions, read_model_folder, sql_session};
 use crate::sql::{OutputFormat, write_rows};
 use crate::storage::Stores;
 use args::{Arguments, Command, Format, JobArguments};
@@ -94,6 +94,11 @@ async fn dispatch(arguments: Arguments, threads: usize) -> Result<u8> {
         }
         #[cfg(feature = "serve")]
         Command::Serve { of, asked } => serve::serve(open(&of).await?, asked, threads, json).await,
+        Command::Splice { of, to, columns, prune } => {
+            let report = job::splice(&open(&of).await?, &SpliceOptions { to, columns, prune }).await?;
+            print(&if json { to_json(&report)? } else { text::spliced(&report) })?;
+            Ok(0)
+        }
         Command::Eval { of, asked } => {
             let report = job::eval(&open(&of).await?, &asked.options()).await?;
             print(&if json { to_json(&report)? } else { eval_table::evaluation(&report) })?;

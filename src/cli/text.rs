@@ -2,7 +2,7 @@
 
 use super::args::quoted;
 use crate::catalog::Level;
-use crate::job::{Plan, RunReport, ShardState, WeighedRow};
+use crate::job::{Plan, RunReport, ShardState, SpliceReport, WeighedRow};
 use crate::transport::Certificate;
 use bytesize::ByteSize;
 use std::fmt::Write;
@@ -155,6 +155,58 @@ pub(super) fn plan(plan: &Plan) -> String {
     };
     let _ = writeln!(out, "model      {model}");
     let _ = writeln!(out, "to weigh   {} of shards, of which only the needed columns are read", ByteSize(plan.bytes_to_weigh));
+    out
+}
+
+/// A splice for a person: what was made, what was sent, how to read it.
+pub(super) fn spliced(report: &SpliceReport) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, text: String| {
+        let _ = writeln!(out, "{name:<10} {text}");
+    };
+    let counts = report.shards;
+    let mut fates = format!("{} spliced, {} unchanged", counts.spliced, counts.unchanged);
+    for (n, fate) in [(counts.reencoded, "Arrow shards encoded as Parquet"), (counts.removed, "removed")] {
+        if n > 0 {
+            let _ = write!(fates, ", {n} {fate}");
+        }
+    }
+    line("shards", fates);
+    line("rows", report.rows.to_string());
+    let columns = report.columns.iter().map(|served| match served.column == served.name {
+        true => served.name.clone(),
+        false => format!("{} (as {}: the corpus has that name)", served.column, served.name),
+    });
+    line("columns", columns.collect::<Vec<_>>().join(", "));
+    let copied = match (report.bytes_copied_by_server, report.bytes_copied_on_disk) {
+        (0, 0) => String::new(),
+        (0, disk) => format!(", {} copied on disk", ByteSize(disk)),
+        (server, _) => format!(", {} copied by the server", ByteSize(server)),
+    };
+    line(
+        "sent",
+        format!(
+            "{} for a corpus of {}{copied}; {} requests in {:.1} s",
+            ByteSize(report.bytes_sent),
+            ByteSize(report.corpus_bytes),
+            report.requests,
+            report.seconds
+        ),
+    );
+    if let Some(version) = report.version {
+        line("table", format!("version {version} at {}", report.to));
+    }
+    if report.files_pruned > 0 {
+        line("pruned", format!("{} files of older versions", report.files_pruned));
+    }
+    let name = report.columns.first().map_or("weight", |served| served.name.as_str());
+    let _ = writeln!(out, "\nnext");
+    let _ = writeln!(out, "  duckdb -c {}", quoted(&format!("select avg({name}) from delta_scan('{}')", report.to)));
+    let _ = writeln!(
+        out,
+        "  python -c {}",
+        quoted(&format!("import deltalake; print(deltalake.DeltaTable(\"{}\").to_pyarrow_table())", report.to))
+    );
     out
 }
 

@@ -125,6 +125,14 @@ fn weights_table(name: &str) -> Option<&str> {
     (folder.ends_with('/') && !file.contains('/') && file.ends_with(".safetensors")).then_some(folder)
 }
 
+/// The place that holds every shard of the corpus at `url`: its prefix, or the part before a glob's first pattern.
+///
+/// # Errors
+/// A glob or a URL that cannot be understood.
+pub(crate) fn corpus_root(stores: &Stores, url: &str) -> Result<Location> {
+    stores.open(&split_glob(url)?.0)
+}
+
 fn split_glob(url: &str) -> Result<(String, Option<GlobMatcher>)> {
     if !is_glob(url) {
         return Ok((url.to_owned(), None));

@@ -17,5 +17,6 @@ mod read_ahead;
 pub use chunk::{Chunk, ReadOptions};
 pub use layout::Layout;
 pub(crate) use layout::read_parquet_footer;
+pub(crate) use listing::corpus_root;
 pub use listing::{Listing, Shard, ShardFormat, list_shards};
 pub use read_ahead::{Permit, ReadAhead, ShardEvent, ShardRequest, read_ahead};

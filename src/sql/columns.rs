@@ -7,6 +7,7 @@ use arrow::compute::can_cast_types;
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 
 use crate::error::{Error, Result};
+use crate::writeback::free_name;
 
 /// The weight columns and their types, in the order in which they follow the base columns. All are nullable except `shard`.
 pub const WEIGHT_COLUMNS: [(&str, DataType); 12] = [
@@ -44,13 +45,7 @@ pub(super) struct ServedNames(Vec<String>);
 
 impl ServedNames {
     fn beside(base: &[FieldRef]) -> Self {
-        let free = |name: &str| {
-            let mut name = name.to_owned();
-            while base.iter().any(|f| *f.name() == name) {
-                name = format!("pushpull_{name}");
-            }
-            name
-        };
+        let free = |name: &str| free_name(name, |name| base.iter().any(|f| f.name() == name));
         Self(WEIGHT_COLUMNS.iter().map(|(name, _)| free(name)).collect())
     }
 

@@ -3,8 +3,9 @@
 use super::credentials::Cloud;
 use super::location::Location;
 use super::metered::{MeteredStore, Traffic};
+use super::server_copy::{ServerCopy, SharedConnector};
 use crate::error::{Error, Result};
-use object_store::aws::AmazonS3Builder;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::http::HttpBuilder;
@@ -26,6 +27,7 @@ const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Stores {
     clients: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
+    server_copies: Mutex<Vec<(Arc<dyn ObjectStore>, Arc<ServerCopy>)>>,
     traffic: Arc<Traffic>,
     base: PathBuf,
 }
@@ -33,10 +35,10 @@ pub struct Stores {
 impl Stores {
     /// Stores whose relative paths are taken from the directory `base` (the job file's own).
     pub fn new(base: impl Into<PathBuf>) -> Self {
-        Self { clients: Mutex::default(), traffic: Arc::default(), base: base.into() }
+        Self { clients: Mutex::default(), server_copies: Mutex::default(), traffic: Arc::default(), base: base.into() }
     }
 
-    /// Bytes read so far, over all stores.
+    /// What was read, sent, copied and asked so far, over all stores.
     pub fn traffic(&self) -> &Traffic {
         &self.traffic
     }
@@ -74,14 +76,32 @@ impl Stores {
                 let path = url.to_file_path().map_err(|()| invalid("not a local path".into()))?;
                 return self.local(text, &path);
             }
-            ObjectStoreScheme::AmazonS3 => self.client(&key, || {
-                Cloud::Aws.require(text, environment)?;
-                let mut builder = AmazonS3Builder::from_env().with_url(&key).with_retry(retry());
-                if std::env::var("AWS_REGION").or_else(|_| std::env::var("AWS_DEFAULT_REGION")).is_err() {
-                    builder = builder.with_region("us-east-1");
+            ObjectStoreScheme::AmazonS3 => {
+                let mut server_copy = None;
+                let store = self.client(&key, || {
+                    Cloud::Aws.require(text, environment)?;
+                    let connector = SharedConnector::default();
+                    let mut builder = AmazonS3Builder::from_env().with_url(&key).with_retry(retry()).with_http_connector(connector.clone());
+                    if std::env::var("AWS_REGION").or_else(|_| std::env::var("AWS_DEFAULT_REGION")).is_err() {
+                        builder = builder.with_region("us-east-1");
+                    }
+                    let region = builder.get_config_value(&AmazonS3ConfigKey::Region);
+                    let s3 = Arc::new(builder.build().map_err(|e| invalid(e.to_string()))?);
+                    // In an https address of the service the bucket has no one place, and an unsigned client cannot sign a copy.
+                    let bucket =
+                        url.host_str().filter(|_| matches!(url.scheme(), "s3" | "s3a") && environment("AWS_SKIP_SIGNATURE").is_none());
+                    if let (Some(bucket), Some(region), Some(http)) = (bucket, region, connector.client()) {
+                        let (s3, bucket, traffic) = (Arc::clone(&s3), bucket.to_owned(), Arc::clone(&self.traffic));
+                        server_copy = Some(ServerCopy { s3, http, bucket, region, traffic });
+                    }
+                    Ok(s3)
+                })?;
+                if let Some(server_copy) = server_copy {
+                    let mut known = self.server_copies.lock().unwrap_or_else(PoisonError::into_inner);
+                    known.push((Arc::clone(&store), Arc::new(server_copy)));
                 }
-                Ok(Arc::new(builder.build().map_err(|e| invalid(e.to_string()))?))
-            })?,
+                store
+            }
             ObjectStoreScheme::GoogleCloudStorage => self.client(&key, || {
                 Cloud::Google.require(text, environment)?;
                 let builder = GoogleCloudStorageBuilder::from_env().with_url(&key).with_retry(retry());
@@ -100,6 +120,12 @@ impl Stores {
             _ => return Err(invalid(supported.into())),
         };
         Ok(Location::new(store, path, text.to_owned()))
+    }
+
+    /// What copies between two places on the server, where they are in one bucket that can.
+    pub(super) fn server_copy(&self, from: &Location, to: &Location) -> Option<Arc<ServerCopy>> {
+        let known = self.server_copies.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().find(|(store, _)| Arc::ptr_eq(store, from.store()) && Arc::ptr_eq(store, to.store())).map(|(_, copy)| Arc::clone(copy))
     }
 
     fn local(&self, text: &str, path: &std::path::Path) -> Result<Location> {

@@ -25,6 +25,7 @@ mod rerun;
 mod s3;
 #[cfg(feature = "serve")]
 mod serve;
+mod splice;
 mod sql_table;
 mod support;
 mod transport_golden;
