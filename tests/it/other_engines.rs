@@ -26,12 +26,13 @@ assert table.column("window").to_pylist() == windows
 print("windows", len(windows))
 "#;
 
-/// The quick start's corpus and the shards of `odd_shards.py`, weighed; the interpreter to ask with.
+/// The quick start's corpus and the shards of `odd_shards.py`, weighed and spliced; the interpreter to ask with.
 fn lake(what: &str) -> Option<(String, Lake)> {
     let interpreter = needs("PUSHPULL_TEST_PYTHON", what)?;
     let lake = Lake::new();
     python(&interpreter, &script("odd_shards.py"), &[lake.path("corpus").to_str().unwrap()]);
     lake.json(&["run", "job.toml"], 0);
+    lake.json(&["splice", "job.toml", "--to", "spliced"], 0);
     Some((interpreter, lake))
 }
 
@@ -40,7 +41,7 @@ fn check(engine: &str) {
     let Some((interpreter, lake)) = lake(&format!("reading weights with {engine}")) else { return };
     let here = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/engines");
     let printed = python(&interpreter, &script("check.py"), &[here, engine, lake.path("").to_str().unwrap()]);
-    assert!(printed.contains(" rows\n"), "{printed}");
+    assert!(printed.contains(" rows\n") && printed.contains("spliced shards read"), "{printed}");
     print!("{printed}");
 }
 
