@@ -12,9 +12,9 @@ use datafusion::dataframe::DataFrame;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::memory_pool::MemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::prelude::SessionContext;
+use datafusion::prelude::{SQLOptions, SessionContext};
 
-use super::session::{QueryRows, SqlSession, only_read, query_error};
+use super::session::{QueryRows, SqlSession, query_error};
 use crate::error::{Error, Result};
 
 /// A planned statement, which may have parameters (`$1`, `$2`, …).
@@ -24,12 +24,13 @@ pub struct Prepared {
 }
 
 impl SqlSession {
-    /// Plans one statement and does not run it: no row is read.
+    /// Plans one statement and does not run it: no row is read. Nothing but reading is possible, whatever [`SqlSession::query`] allows.
     ///
     /// # Errors
     /// [`Error::Query`] for SQL that cannot be planned or that does not only read.
     pub async fn prepare(&self, sql: &str) -> Result<Prepared> {
-        let frame = self.context.sql_with_options(sql, only_read()).await.map_err(query_error)?;
+        let only_read = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        let frame = self.context.sql_with_options(sql, only_read).await.map_err(query_error)?;
         Ok(Prepared { frame })
     }
 

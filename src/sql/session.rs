@@ -92,15 +92,11 @@ impl SqlSession {
     /// [`Error::Query`] for SQL that cannot be planned or that does not only read; an error that names the shard for a shard that
     /// changed since it was weighed.
     pub async fn query(&self, sql: &str) -> Result<QueryRows> {
-        let frame = self.context.sql_with_options(sql, only_read()).await.map_err(query_error)?;
+        let only_read = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        let frame = self.context.sql_with_options(sql, only_read).await.map_err(query_error)?;
         let rows = frame.execute_stream().await.map_err(query_error)?;
         Ok(QueryRows { rows })
     }
-}
-
-/// What a query may do: nothing but read.
-pub(super) fn only_read() -> SQLOptions {
-    SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false)
 }
 
 /// The rows of a query, as they are found.
