@@ -5,7 +5,7 @@ from adbc_driver_flightsql import DatabaseOptions
 import adbc_driver_manager
 
 address, token, wanted = sys.argv[1:]
-wanted = [tuple(row.values()) for row in json.load(open(wanted))]
+wanted = [(row["shard"], row["row"], row["weight"]) for row in json.load(open(wanted))]
 QUERY = "select shard, row, weight from corpus order by shard, row"
 
 
