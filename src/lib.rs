@@ -6,7 +6,7 @@
 //! changed, and served with it as one SQL table.
 //!
 //! The modules follow the data: [`storage`] → [`shard`] → [`embed`] → [`transport`] → [`writeback`] → [`catalog`] → [`sql`], joined
-//! by [`job`]. `transport` and `embed` are pure: no IO and no async; so is [`eval`], which measures on labelled rows how well weights
+//! by [`job`] (and offered to other programs by `serve`). `transport` and `embed` are pure: no IO and no async; so is [`eval`], which measures on labelled rows how well weights
 //! tell harmful rows from others.
 //!
 //! ```no_run
@@ -28,6 +28,8 @@ pub mod embed;
 pub mod error;
 pub mod eval;
 pub mod job;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod shard;
 pub mod sql;
 pub mod storage;

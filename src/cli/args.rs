@@ -83,6 +83,14 @@ pub(super) enum Command {
         #[arg(long)]
         allow_write: bool,
     },
+    /// Serve the same tables to BI tools and other programs over Arrow Flight SQL; they can only read.
+    #[cfg(feature = "serve")]
+    Serve {
+        #[command(flatten)]
+        of: JobArguments,
+        #[command(flatten)]
+        asked: super::serve::ServeArguments,
+    },
     /// Write the shards anew with the weight inside, for engines that read plain Parquet: old bytes are copied, never decoded.
     Splice {
         #[command(flatten)]
@@ -241,7 +249,7 @@ pub(super) fn quoted(text: &str) -> String {
     }
 }
 
-fn at_least_one(text: &str) -> Result<usize, String> {
+pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("must be at least 1".into()),
         Ok(n) => Ok(n),

@@ -7,6 +7,8 @@ mod args;
 mod eval_table;
 mod explained;
 mod progress;
+#[cfg(feature = "serve")]
+mod serve;
 mod text;
 
 use crate::embed::{DistillOptions, distill};
@@ -94,6 +96,8 @@ async fn dispatch(arguments: Arguments, threads: usize) -> Result<u8> {
                 written => written.map(|_| 0),
             }
         }
+        #[cfg(feature = "serve")]
+        Command::Serve { of, asked } => serve::serve(open(&of).await?, asked, threads, json).await,
         Command::Splice { of, to, columns, prune } => {
             let report = job::splice(&open(&of).await?, &SpliceOptions { to, columns, prune }).await?;
             print(&if json { to_json(&report)? } else { text::spliced(&report) })?;

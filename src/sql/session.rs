@@ -25,7 +25,7 @@ use crate::error::{BoxError, Error, Result};
 
 /// Tables by name, and queries over them.
 pub struct SqlSession {
-    context: SessionContext,
+    pub(super) context: SessionContext,
     targets: Option<WriteTargets>,
 }
 
@@ -112,7 +112,7 @@ impl SqlSession {
 
 /// The rows of a query, as they are found.
 pub struct QueryRows {
-    rows: SendableRecordBatchStream,
+    pub(super) rows: SendableRecordBatchStream,
 }
 
 impl std::fmt::Debug for QueryRows {

@@ -1,6 +1,7 @@
 //! Integration tests, in one binary so that the stack is linked once. Parts that need something outside the repository say what
-//! they skip: `PUSHPULL_TEST_S3_ENDPOINT` (a real S3 server), `PUSHPULL_TEST_PYTHON` (a Python with pyarrow, DuckDB, Polars,
-//! deltalake), `PUSHPULL_TEST_MINILM` (a folder with all-MiniLM-L6-v2). `.ci/run` sets all three.
+//! they skip: `PUSHPULL_TEST_S3_ENDPOINT` (a real S3 server), `PUSHPULL_TEST_PYTHON` (a Python with the packages of
+//! `.ci/requirements.txt`; Spark wants Java beside it), `PUSHPULL_TEST_MINILM` (a folder with all-MiniLM-L6-v2). `.ci/run` sets all
+//! three.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 #![expect(unreachable_pub, reason = "a test binary has no outside")]
@@ -25,6 +26,8 @@ mod rerun;
 mod reweigh;
 mod row_for_row;
 mod s3;
+#[cfg(feature = "serve")]
+mod serve;
 mod splice;
 mod sql_functions;
 mod sql_table;

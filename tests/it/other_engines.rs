@@ -1,46 +1,8 @@
-//! Sidecars and the weights table as other engines see them.
+//! Sidecars, the weights table and spliced shards as other engines see them. Each engine's recipe (`tests/engines/recipe_*.py`, which
+//! the README quotes) is run as it is, and what it finds compared with a plain join by shard and row (`tests/engines/lake.py`).
 
-use crate::support::{Lake, needs, python};
-
-const CHECK: &str = r#"
-import glob, json, os, sys
-import duckdb, polars, pyarrow as pa, pyarrow.dataset, pyarrow.parquet as pq
-import deltalake
-lake = sys.argv[1]
-out = os.path.join(lake, "output")
-base_rows = {}
-for path in glob.glob(f"{lake}/corpus/**/part-*", recursive=True):
-    name = os.path.relpath(path, f"{lake}/corpus")
-    if path.endswith(".arrow"):
-        reader = pa.ipc.open_file(path)
-        groups, table = [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)], reader.read_all()
-    else:
-        file = pq.ParquetFile(path)
-        groups, table = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)], file.read()
-    base_rows[name] = groups, table
-seen = set()
-for path in glob.glob(f"{out}/data/*/*.parquet"):
-    file = pq.ParquetFile(path)
-    side = file.read()
-    name = side.column("shard")[0].as_py()
-    seen.add(name)
-    groups, base = base_rows[name]
-    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == groups, name
-    assert side.column("row").to_pylist() == list(range(base.num_rows)), name
-    empty = [all(base.column(c)[i].as_py() is None for c in ("prompt", "response", "text")) for i in range(base.num_rows)]
-    assert [w is None for w in side.column("weight").to_pylist()] == empty, name
-    duck = duckdb.sql(f"select row, weight, safe_ref, harm_ref from read_parquet('{path}')").fetchall()
-    assert duck == list(zip(*(side.column(c).to_pylist() for c in ("row", "weight", "safe_ref", "harm_ref")))), name
-    assert polars.read_parquet(path)["weight"].to_list() == side.column("weight").to_pylist(), name
-assert seen == set(base_rows), seen
-table = deltalake.DeltaTable(out)
-rows = table.to_pyarrow_table()
-assert rows.num_rows == sum(b.num_rows for _, b in base_rows.values())
-weights = [w for w in rows.column("weight").to_pylist() if w is not None]
-assert abs(sum(weights) / len(weights) - 1) < 0.02
-assert polars.read_delta(out).height == rows.num_rows
-print(json.dumps({"rows": rows.num_rows, "version": table.version()}))
-"#;
+use crate::support::{Lake, needs, python, script, skipped};
+use std::process::Command;
 
 const CHECK_WINDOWS: &str = r#"
 import glob, os, sys
@@ -64,6 +26,65 @@ assert table.column("window").to_pylist() == windows
 print("windows", len(windows))
 "#;
 
+/// The quick start's corpus and the shards of `odd_shards.py`, weighed and spliced; the interpreter to ask with.
+fn lake(what: &str) -> Option<(String, Lake)> {
+    let interpreter = needs("PUSHPULL_TEST_PYTHON", what)?;
+    let lake = Lake::new();
+    python(&interpreter, &script("odd_shards.py"), &[lake.path("corpus").to_str().unwrap()]);
+    lake.json(&["run", "job.toml"], 0);
+    lake.json(&["splice", "job.toml", "--to", "spliced"], 0);
+    Some((interpreter, lake))
+}
+
+/// Runs an engine's check. Its recipe must read every row of every Parquet shard, with the weight that is its own.
+fn check(engine: &str) {
+    let Some((interpreter, lake)) = lake(&format!("reading weights with {engine}")) else { return };
+    let here = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/engines");
+    let printed = python(&interpreter, &script("check.py"), &[here, engine, lake.path("").to_str().unwrap()]);
+    assert!(printed.contains(" rows\n") && printed.contains("spliced shards read"), "{printed}");
+    print!("{printed}");
+}
+
+#[test]
+#[ignore = "until README.md quotes the recipes"]
+fn the_readme_quotes_the_recipes_as_they_are_tested() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    for engine in ["pyarrow", "duckdb", "polars", "datasets", "spark"] {
+        let recipe = script(&format!("recipe_{engine}.py"));
+        assert!(readme.contains(recipe.trim()), "README.md does not hold recipe_{engine}.py as it is");
+    }
+}
+
+#[test]
+fn pyarrow_pairs_rows_by_position() {
+    check("pyarrow");
+}
+
+#[test]
+fn duckdb_joins_shards_and_sidecars() {
+    check("duckdb");
+}
+
+#[test]
+fn polars_joins_shards_and_the_delta_table() {
+    check("polars");
+}
+
+#[test]
+fn hugging_face_datasets_draw_rows_by_weight() {
+    check("datasets");
+}
+
+#[test]
+fn spark_joins_shards_and_sidecars() {
+    let Some(_) = needs("PUSHPULL_TEST_PYTHON", "reading weights with spark") else { return };
+    if !Command::new("java").arg("-version").output().is_ok_and(|output| output.status.success()) {
+        skipped("reading weights with spark (put java, 17 or newer, on the path)");
+        return;
+    }
+    check("spark");
+}
+
 #[test]
 fn duckdb_and_pyarrow_cut_the_passage_that_a_window_points_at() {
     let Some(interpreter) = needs("PUSHPULL_TEST_PYTHON", "reading windows with pyarrow, DuckDB and deltalake") else { return };
@@ -71,13 +92,4 @@ fn duckdb_and_pyarrow_cut_the_passage_that_a_window_points_at() {
     lake.json(&["run", "job.toml"], 0);
     let printed = python(&interpreter, CHECK_WINDOWS, &[lake.path("").to_str().unwrap()]);
     assert!(printed.contains("windows 165"), "{printed}");
-}
-
-#[test]
-fn pyarrow_duckdb_polars_and_delta_read_the_weights_in_the_bases_order() {
-    let Some(interpreter) = needs("PUSHPULL_TEST_PYTHON", "reading sidecars with pyarrow, DuckDB, Polars and deltalake") else { return };
-    let lake = Lake::new();
-    lake.json(&["run", "job.toml"], 0);
-    let printed = python(&interpreter, CHECK, &[lake.path("").to_str().unwrap()]);
-    assert!(printed.contains("\"rows\": 410"), "{printed}");
 }

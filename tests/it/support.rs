@@ -40,13 +40,19 @@ impl Lake {
 
     /// Runs `pushpull` in the lake's folder. No cloud credentials of this machine reach it.
     pub fn pushpull(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// The process that [`Lake::pushpull`] would run.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pushpull"));
         for (name, _) in std::env::vars().filter(|(name, _)| ["AWS_", "GOOGLE_", "AZURE_", "PUSHPULL_"].iter().any(|p| name.starts_with(p)))
         {
             command.env_remove(name);
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command.args(arguments).current_dir(self.dir.path()).output().unwrap()
+        command.args(arguments).current_dir(self.dir.path());
+        command
     }
 
     /// Runs a command with `--json` that must end with `code`, and gives its object.
@@ -116,12 +122,21 @@ pub fn python(interpreter: &str, script: &str, arguments: &[&str]) -> String {
     text(&output.stdout)
 }
 
+/// A Python file of `tests/engines`.
+pub fn script(name: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/engines").join(name)).unwrap()
+}
+
 /// The value of an environment variable that a test needs, or a line that says what is skipped.
 pub fn needs(variable: &str, what: &str) -> Option<String> {
     let value = std::env::var(variable).ok().filter(|value| !value.is_empty());
     if value.is_none() {
-        // Past the test harness, which keeps what a passing test prints to itself.
-        let _ = writeln!(std::io::stderr(), "SKIPPED: {what} (set {variable})");
+        skipped(&format!("{what} (set {variable})"));
     }
     value
+}
+
+/// Says what is skipped, past the test harness, which keeps what a passing test prints to itself.
+pub fn skipped(what: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {what}");
 }
