@@ -33,7 +33,7 @@ use crate::storage::Location;
 /// The rows of the sidecars that one version of the weights table holds.
 pub struct SidecarTable {
     location: Location,
-    /// The version where it is not the one of `published`; see [`WeightsTable::open_version`].
+    /// The version where it is not the one of `published`; see [`WeightsTable::published_at`].
     version: Option<i64>,
     published: OnceCell<Arc<Vec<Published>>>,
     schema: SchemaRef,
@@ -51,7 +51,7 @@ impl SidecarTable {
         Self { published: OnceCell::new_with(Some(Arc::new(published))), ..Self::unread(location, None) }
     }
 
-    /// The sidecars at an earlier version, whose log is read by the first scan.
+    /// The sidecars at a version, whose log is read by the first scan. A negative version counts back from the newest: −1 is the one before.
     pub fn at_version(location: Location, version: i64) -> Self {
         Self::unread(location, Some(version))
     }

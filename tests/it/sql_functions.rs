@@ -320,11 +320,11 @@ s3 = fs.S3FileSystem(access_key='testkey', secret_key='testsecret', endpoint_ove
 print(pq.read_table(sys.argv[2] + '/best.parquet', filesystem=s3).num_rows)
 ";
     assert_eq!(python(&interpreter, script, &[&endpoint, &target]).trim(), "326");
-    // The corpus on S3 is as safe as one on a disk.
-    let inside = format!("copy (select 1) to 's3://{target}/corpus/x.parquet'");
-    let sets = ["--set", &format!("output.url=s3://{target}/corpus/"), "--allow-write"];
-    let error = lake.error(&[&["sql", "job.toml", &inside], &sets[..]].concat());
-    assert!(error.contains("does not exist yet"), "{error}");
+    // A corpus on S3 is as safe as one on a disk.
+    let inside = format!("copy (select 1 as x) to 's3://{target}/x.parquet'");
+    let corpus = format!("corpus.url=s3://{target}/");
+    let error = lake.error(&["sql", "job.toml", &inside, "--allow-write", "--set", &corpus]);
+    assert!(error.contains("inside the corpus"), "{error}");
 }
 
 #[test]
