@@ -1,8 +1,8 @@
 //! The table `weights`, now and at earlier versions: in goes what the log holds of the sidecars, out come scans that read these alone.
 //!
 //! One row a row of a weighed shard, also of a shard that changed or went since; the columns are [`WEIGHT_COLUMNS`]. The log's
-//! bounds of `shard`, `shard_version`, `model`, `row` and `weight` skip whole sidecars, the sidecars' own their row groups and
-//! pages. No file is opened before a scan reads it. Memory: the list of published sidecars.
+//! counts answer `count(*)` and its bounds of the weight skip whole sidecars; the sidecars' own skip their row groups and pages, so a filter
+//! on `shard` reads every footer. No file is opened before a scan reads it. Memory: the list of published sidecars.
 
 use std::fmt;
 use std::sync::Arc;
