@@ -1,8 +1,8 @@
 //! The table `weights`, now and at earlier versions: in goes what the log holds of the sidecars, out come scans that read these alone.
 //!
 //! One row a row of a weighed shard, also of a shard that changed or went since; the columns are [`WEIGHT_COLUMNS`]. The log's
-//! bounds of `shard`, `shard_version`, `model`, `row` and `weight` skip whole sidecars, the sidecars' own their row groups and
-//! pages. No file is opened before a scan reads it. Memory: the list of published sidecars.
+//! counts answer `count(*)` and its bounds of the weight skip whole sidecars; the sidecars' own skip their row groups and pages, so a filter
+//! on `shard` reads every footer. No file is opened before a scan reads it. Memory: the list of published sidecars.
 
 use std::fmt;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ use crate::storage::Location;
 /// The rows of the sidecars that one version of the weights table holds.
 pub struct SidecarTable {
     location: Location,
-    /// The version where it is not the one of `published`; see [`WeightsTable::open_version`].
+    /// The version where it is not the one of `published`; see [`WeightsTable::published_at`].
     version: Option<i64>,
     published: OnceCell<Arc<Vec<Published>>>,
     schema: SchemaRef,
@@ -51,7 +51,7 @@ impl SidecarTable {
         Self { published: OnceCell::new_with(Some(Arc::new(published))), ..Self::unread(location, None) }
     }
 
-    /// The sidecars at an earlier version, whose log is read by the first scan.
+    /// The sidecars at a version, whose log is read by the first scan. A negative version counts back from the newest: −1 is the one before.
     pub fn at_version(location: Location, version: i64) -> Self {
         Self::unread(location, Some(version))
     }
