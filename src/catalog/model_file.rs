@@ -319,4 +319,30 @@ mod tests {
         place.write(bytes).await.unwrap();
         assert!(StoredModel::read(&output, &stored.digest).await.unwrap_err().to_string().contains("damaged"));
     }
+
+    #[test]
+    fn potentials_are_the_same_whatever_push_and_temperature() {
+        let fitted = model();
+        let changed = |change: &dyn Fn(&mut ModelCard, &mut TransportModel)| {
+            let (mut card, mut transport) = (fitted.card.clone(), fitted.transport.clone());
+            change(&mut card, &mut transport);
+            StoredModel::try_new(card, transport).unwrap()
+        };
+        let kept = KeptPotentials { fitted: fitted.digest.clone(), push: 1.0, tau: 0.1, converged: true, rows: 9, met: true };
+        let derived = changed(&|card, transport| {
+            (transport.push, transport.tau, transport.log_z) = (0.5, 0.2, -1.0);
+            (card.push, card.kept) = (0.5, Some(kept.clone()));
+        });
+        assert!(derived.has_potentials_of(&fitted) && fitted.has_potentials_of(&derived) && derived.digest != fitted.digest);
+        assert!(!changed(&|_, transport| transport.harm_potential[0] = 1e-9).has_potentials_of(&fitted));
+        assert!(!changed(&|_, transport| transport.epsilon = 0.04).has_potentials_of(&fitted));
+        assert!(!changed(&|card, _| card.embedder = "other".into()).has_potentials_of(&fitted));
+        assert!(!changed(&|card, _| card.harm_ids[0] = "renamed".into()).has_potentials_of(&fitted));
+    }
+
+    #[test]
+    fn a_fitted_models_card_does_not_mention_kept_potentials() {
+        // Models of before they existed have the digest they had.
+        assert!(!serde_json::to_string(&model().card).unwrap().contains("kept"));
+    }
 }
