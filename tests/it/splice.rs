@@ -344,7 +344,7 @@ mod s3 {
             return;
         };
         let script = r#"
-import sys, duckdb, deltalake, pyarrow.fs as fs, pyarrow.parquet as pq
+import sys, urllib.parse, duckdb, deltalake, pyarrow.fs as fs, pyarrow.parquet as pq
 endpoint, url, here = sys.argv[1:]
 options = {"AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": "true", "AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "testkey", "AWS_SECRET_ACCESS_KEY": "testsecret"}
 local = deltalake.DeltaTable(here).to_pyarrow_table().sort_by([("id", "ascending"), ("text", "ascending")])
@@ -352,7 +352,7 @@ table = deltalake.DeltaTable(url, storage_options=options)
 remote = table.to_pyarrow_table().sort_by([("id", "ascending"), ("text", "ascending")])
 assert remote.equals(local) and remote.num_rows == 1113
 s3 = fs.S3FileSystem(access_key="testkey", secret_key="testsecret", endpoint_override=endpoint.split("//")[1], scheme="http", region="us-east-1")
-big = [u for u in table.file_uris() if "big" in u][0].removeprefix("s3://")
+big = urllib.parse.unquote([u for u in table.file_uris() if "big" in u][0]).removeprefix("s3://")
 read = pq.read_table(big, filesystem=s3, partitioning=None, filters=[("pushpull_weight", ">", 0.0)])
 assert read.num_rows == 700 and duckdb.sql("select count(pushpull_weight) from read").fetchone() == (700,)
 print("same")
