@@ -23,11 +23,14 @@ use url::Url;
 const DEFAULT_RETRIES: usize = 8;
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The stores whose server copies parts of objects by itself, and how it is asked.
+type ServerCopies = Vec<(Arc<dyn ObjectStore>, Arc<ServerCopy>)>;
+
 /// The object stores of one process. A clone has the same clients and counts the same bytes.
 #[derive(Debug, Clone)]
 pub struct Stores {
     clients: Arc<Mutex<HashMap<String, Arc<dyn ObjectStore>>>>,
-    server_copies: Arc<Mutex<Vec<(Arc<dyn ObjectStore>, Arc<ServerCopy>)>>>,
+    server_copies: Arc<Mutex<ServerCopies>>,
     traffic: Arc<Traffic>,
     base: PathBuf,
 }

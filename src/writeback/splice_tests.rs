@@ -124,7 +124,7 @@ async fn try_spliced(name: &str, base: &[u8], groups: &[u64], asked: &[&str], ba
     let mut writer = SidecarWriter::try_new(&output, identity, groups, ids, vec!["text".to_owned()].into()).unwrap();
     let row = |i: usize| {
         let weight = RowWeight { weight: weight(i)?, pull: 0.5, push: i as f32, prior: 1.0, safe_ref: (i % 2) as u32, harm_ref: 0 };
-        Some(SidecarRow { weight, window: (i % 2 == 0).then_some(WindowPlace { column: 0, offset: i }) })
+        Some(SidecarRow { weight, window: i.is_multiple_of(2).then_some(WindowPlace { column: 0, offset: i }) })
     };
     let all: Vec<_> = (0..groups.iter().sum::<u64>() as usize).map(row).collect();
     writer.write(&all).await.unwrap();

@@ -184,9 +184,9 @@ fn constant<'a>(shard: &'a LakeShard, column: &str) -> Option<Option<&'a str>> {
         "shard_version" => Some(sidecar.map(|s| s.base_version.as_str())),
         "model" => Some(sidecar.map(|s| s.model.as_str())),
         key => {
-            let values = shard.listed.name.split('/').filter_map(|folder| folder.split_once('=')).filter(|(found, _)| *found == key);
+            let mut values = shard.listed.name.split('/').filter_map(|folder| folder.split_once('=')).filter(|(found, _)| *found == key);
             let lake_has_it = ["region", "year"].contains(&key);
-            lake_has_it.then(|| values.last().map(|(_, value)| value).filter(|value| *value != "__HIVE_DEFAULT_PARTITION__"))
+            lake_has_it.then(|| values.next_back().map(|(_, value)| value).filter(|value| *value != "__HIVE_DEFAULT_PARTITION__"))
         }
     }
 }

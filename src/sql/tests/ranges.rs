@@ -116,7 +116,9 @@ async fn objects(store: &RecordingStore, role: &str, location: &Path, shard: &st
     let read: u64 = reads.iter().map(|r| r.end - r.start).sum();
     let requests = if reads.len() == 1 { "1 request".to_owned() } else { format!("{} requests", reads.len()) };
     let mut told = format!("\n{role} of {shard}: {requests}, {} of {size} bytes\n", read);
-    if reads == [0..size] {
+    if let [only] = reads.as_slice()
+        && *only == (0..size)
+    {
         told += "  all of it\n";
         return told;
     }
