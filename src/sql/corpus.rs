@@ -315,16 +315,16 @@ fn bare(filter: &Expr, schema: &SchemaRef) -> DfResult<Arc<dyn PhysicalExpr>> {
 fn weight_statistics(shard: &Shard, schema: &Schema) -> Statistics {
     let mut statistics = Statistics::new_unknown(schema);
     let column = &mut statistics.column_statistics[0];
+    // NULL where no row has a weight. An unknown bound would take the bounds of all other shards with it.
+    let bound = |weight: Option<f32>| Precision::Exact(ScalarValue::Float32(weight));
+    let range = shard.listed.sidecar.as_ref().and_then(|sidecar| sidecar.weight_range);
+    (column.min_value, column.max_value) = (bound(range.map(|range| range.0)), bound(range.map(|range| range.1)));
     match &shard.listed.sidecar {
         // Without a sidecar every weight is NULL, however many rows there are.
         None => (statistics.num_rows, column.null_count) = (Precision::Exact(1), Precision::Exact(1)),
         Some(sidecar) => {
             let count = |n: u64| usize::try_from(n).map_or(Precision::Absent, Precision::Exact);
             (statistics.num_rows, column.null_count) = (count(sidecar.rows), count(sidecar.unweighed));
-            if let Some((low, high)) = sidecar.weight_range {
-                let bound = |weight: f32| Precision::Exact(ScalarValue::Float32(Some(weight)));
-                (column.min_value, column.max_value) = (bound(low), bound(high));
-            }
         }
     }
     statistics

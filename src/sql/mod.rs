@@ -43,6 +43,7 @@
 
 mod arrow_shard;
 mod columns;
+mod cooperation;
 mod corpus;
 mod footers;
 mod functions;

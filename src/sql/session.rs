@@ -12,13 +12,14 @@ use arrow::error::ArrowError;
 use datafusion::catalog::TableProvider;
 use datafusion::common::DataFusionError;
 use datafusion::datasource::MemTable;
-use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder};
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use futures::TryStreamExt;
 use parquet::errors::ParquetError;
 
+use super::cooperation::JoinsGiveWay;
 use super::register::{register_plain_functions, register_table};
 use super::write::{WriteTargets, check};
 use crate::error::{BoxError, Error, Result};
@@ -62,7 +63,13 @@ impl SqlSession {
         config.options_mut().optimizer.enable_aggregate_dynamic_filter_pushdown = false;
         // "The highest weights" are not the rows without one.
         config.options_mut().sql_parser.default_null_ordering = "nulls_last".to_owned();
-        let context = SessionContext::new_with_config_rt(config.with_information_schema(true), runtime);
+        let state = SessionStateBuilder::new()
+            .with_config(config.with_information_schema(true))
+            .with_runtime_env(runtime)
+            .with_default_features()
+            .with_physical_optimizer_rule(Arc::new(JoinsGiveWay))
+            .build();
+        let context = SessionContext::new_with_state(state);
         register_plain_functions(&context);
         Self { context, targets: None }
     }

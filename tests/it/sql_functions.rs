@@ -47,9 +47,8 @@ fn a_text_in_a_query_weighs_what_the_row_weighs() {
     let sums = &lake.sql(&format!("select sum(cast({TEXTS} as double)) as a, sum(cast(weight as double)) as b from corpus"))[0];
     let (a, b) = (sums["a"].as_f64().unwrap(), sums["b"].as_f64().unwrap());
     assert!((a - b).abs() < 1e-9 * b, "{sums}");
-    let joined =
-        format!("select count(*) from corpus a join corpus b on a.id = b.id and push_pull_weight(a.prompt, b.response, a.text) = b.weight");
-    assert_eq!(one(&lake, &joined), json!(408));
+    let joined = "select count(*) from corpus a join corpus b on a.id = b.id and push_pull_weight(a.prompt, b.response, a.text) = b.weight";
+    assert_eq!(one(&lake, joined), json!(408));
 
     for (call, wanted) in [
         ("push_pull_weight(prompt)", "push_pull_weight(prompt, response), or push_pull_weight(prompt, response, text)"),
@@ -187,10 +186,9 @@ fn samples_are_the_same_whatever_the_threads_and_follow_the_weights() {
     assert_eq!(sample("1", query), sample("5", query));
     assert_ne!(sample("1", query), sample("1", &query.replace('7', "8")));
     // The sum of the weights drawn: a uniform sample of 60 rows has 60 on average, this one far more.
-    let drawn = format!(
-        "select sum(weight) from (select weight from corpus where weight > 0 order by sample_key(weight, 7, shard, row) desc limit 60)"
-    );
-    assert!(one(&lake, &drawn).as_f64().unwrap() > 85.0);
+    let drawn =
+        "select sum(weight) from (select weight from corpus where weight > 0 order by sample_key(weight, 7, shard, row) desc limit 60)";
+    assert!(one(&lake, drawn).as_f64().unwrap() > 85.0);
 
     // Over seeds the copies of a row are its weight on average.
     let seeds = 400;

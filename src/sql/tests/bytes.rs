@@ -12,7 +12,9 @@ async fn weights_alone_read_no_base() {
         ("select weight, row, harm_ref, shard from corpus", true),
         ("select count(weight) from corpus where weight > 0.4", true),
         ("select shard, avg(weight) from corpus where shard < 'd' group by shard", true),
-        ("select count(*), count(weight), min(weight), max(weight), min(row), max(row), max(model) from corpus", false),
+        ("select count(*), count(weight) from corpus", false),
+        // A shard without weights has no bounds that could be put together with those of others.
+        ("select min(weight), max(weight), min(row), max(row), max(model) from corpus where shard not like '%unweighed%'", false),
         ("select shard, model, shard_version, count(*) from corpus group by shard, model, shard_version", false),
         ("select count(*) from corpus where shard like '%unweighed%' and model is null", false),
         ("select weight, pull, harm_ref from corpus where shard like '%unweighed%'", false),

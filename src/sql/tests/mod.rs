@@ -96,10 +96,17 @@ impl Lake {
 
     async fn table(&self) -> Result<CorpusTable> {
         let mut listed: Vec<_> = self.shards.iter().map(|s| s.listed.clone()).collect();
-        for shard in listed.iter_mut().filter(|_| self.logged) {
-            let layout = self.layout_of(shard).await;
-            shard.schema = Some(layout.schema().clone());
-            shard.rows = shard.sidecar.is_none().then(|| layout.rows());
+        for (shard, known) in listed.iter_mut().zip(&self.shards).filter(|_| self.logged) {
+            let (schema, rows) = match (shard.format, known.base.first()) {
+                // Streams have no footer that a layout could be read from.
+                (ShardFormat::Arrow, Some(first)) => (first.schema(), known.base.iter().map(|batch| batch.num_rows() as u64).sum()),
+                _ => {
+                    let layout = self.layout_of(shard).await;
+                    (layout.schema().clone(), layout.rows())
+                }
+            };
+            shard.schema = Some(schema);
+            shard.rows = shard.sidecar.is_none().then_some(rows);
         }
         let footers = if self.keep_footers { Arc::clone(&self.options.footers) } else { Arc::default() };
         let options = CorpusOptions { footers, ..self.options.clone() };
