@@ -46,7 +46,6 @@ fn check(engine: &str) {
 }
 
 #[test]
-#[ignore = "until README.md quotes the recipes"]
 fn the_readme_quotes_the_recipes_as_they_are_tested() {
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
     for engine in ["pyarrow", "duckdb", "polars", "datasets", "spark"] {
