@@ -6,8 +6,8 @@
 //! changed, and served with it as one SQL table.
 //!
 //! The modules follow the data: [`storage`] → [`shard`] → [`embed`] → [`transport`] → [`writeback`] → [`catalog`] → [`sql`], joined
-//! by [`job`] (and offered to other programs by `serve`). `transport` and `embed` are pure: no IO and no async; so is [`eval`], which measures on labelled rows how well weights
-//! tell harmful rows from others.
+//! by [`job`] (and offered to other programs by `serve`). `transport` and `embed` are pure: no IO and no async; so is [`eval`], which
+//! measures on labelled rows how well weights tell harmful rows from others.
 //!
 //! ```no_run
 //! # async fn example() -> pushpull::error::Result<()> {
